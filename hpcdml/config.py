@@ -1,0 +1,203 @@
+"""The options of a training run: frozen dataclasses, checked once, at the edge.
+
+Each field carries its help text; the command line, the YAML file and ``run.h5`` all derive from these classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from hpcdml.errors import UsageError
+
+PolicyName = Literal["bsp", "local-sgd", "diloco", "asp", "ssp", "osp", "losp"]
+Weighting = Literal["uniform", "steps", "samples"]
+OuterName = Literal["auto", "sgd", "nesterov", "adam"]
+SchedulerUnit = Literal["epoch", "step"]
+
+POLICIES: tuple[str, ...] = get_args(PolicyName)
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field that is also an option of the command line: its default and its one-line help."""
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Data"""
+
+    dataset: str = option(
+        "digits",
+        "digits, iris, wine, breast_cancer, diabetes, linnerud or characters; an HDF5 file with x and y "
+        "(x_test and y_test optional); or package.module:function that returns (train, test) datasets",
+    )
+    batch_size: int = option(32, "samples of one minibatch of one worker")
+    accumulate: int = option(1, "minibatches whose gradients are summed into one local step")
+    test_fraction: float = option(0.2, "share held out for evaluation where the data set names no test part")
+    shard_weights: list[float] = option([], "relative size of each worker's shard, as in [3,1]; empty: equal shards")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Model"""
+
+    model: str = option(
+        "mlp", "mlp, lenet, resnet18, alexnet or transformer; or package.module:function that returns an nn.Module"
+    )
+    model_args: dict[str, Any] = option({}, "arguments of the model, key=value,... (mlp: hidden, layers)")
+    loss: str = option(
+        "auto", "cross_entropy, mse, package.module:function(output, target), or auto: by the type of the targets"
+    )
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """Synchronisation"""
+
+    policy: PolicyName = option("losp", "how workers and server synchronise")
+    compensation: float = option(1.0, "lambda of losp: share of the unsent local progress kept when adopting")
+    local_steps: int | None = option(
+        None, "H, local steps before a push (local-sgd, diloco: 8; osp, losp: at least so many, 1; bsp, asp, ssp: 1)"
+    )
+    staleness: int = option(8, "s of ssp: local steps that a worker may be ahead of the slowest")
+    max_local_steps: int | None = option(None, "most local steps without fresh global parameters; none: no bound")
+    weighting: Weighting = option("uniform", "weight of a worker's update in a round: equal, or by its steps or samples")
+    outer_optimizer: OuterName = option("auto", "the server's optimizer; auto: nesterov for diloco, else sgd")
+    outer_lr: float | None = option(None, "rate of the outer optimizer (sgd: 1, nesterov: 0.7, adam: 0.001)")
+    outer_momentum: float = option(0.9, "momentum of the nesterov outer optimizer")
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """Worker optimizer"""
+
+    optimizer: str = option("SGD", "any class of torch.optim")
+    lr: float = option(0.05, "learning rate of the worker's optimizer")
+    optimizer_args: dict[str, Any] = option({}, "further arguments of the optimizer, as in momentum=0.9,nesterov=true")
+    scheduler: str | None = option(None, "any class of torch.optim.lr_scheduler")
+    scheduler_args: dict[str, Any] = option({}, "arguments of the scheduler, as in step_size=10,gamma=0.1")
+    scheduler_unit: SchedulerUnit = option("epoch", "step the scheduler at every epoch of all workers or every local step")
+    clip_norm: float | None = option(None, "largest norm of a local step's gradient")
+
+
+@dataclass(frozen=True)
+class StopOptions:
+    """When to stop (the first that is met; 10 epochs where none is given)"""
+
+    epochs: float | None = option(None, "passes over the training data, counting the samples of all workers together")
+    max_samples: int | None = option(None, "samples seen by all workers together")
+    max_seconds: float | None = option(None, "seconds of training")
+    target_accuracy: float | None = option(None, "accuracy on the held-out data at which to stop, from 0 to 1")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Run"""
+
+    output: str = option("runs/latest", "folder of the run's files: run.h5 and checkpoints")
+    overwrite: bool = option(False, "replace a run that is already in the output folder")
+    seed: int = option(0, "seed of the model, the shuffling and every random choice")
+    eval_seconds: float = option(1.0, "seconds between evaluations on the held-out data; 0: as often as possible")
+    checkpoint_seconds: float | None = option(None, "seconds between checkpoints of the global parameters; none: none")
+    device: str = option("auto", "auto (a GPU for each worker where there are any), cpu, cuda or cuda:N")
+    threads: int | None = option(None, "CPU threads of each worker; none: the cores of the node divided by its ranks")
+    chunk_kib: int = option(512, "size in KiB of the pieces in which parameters travel")
+    poll_us: int = option(200, "microseconds between two polls for global parameters within a local step")
+    slowdown: dict[str, float] = option({}, "for experiments: worker=factor,... makes a worker's steps so much longer")
+    debug: bool = option(False, "show tracebacks")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training run. ``from_flat`` builds and checks it."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    policy: PolicyOptions = field(default_factory=PolicyOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    stop: StopOptions = field(default_factory=StopOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+
+    @classmethod
+    def from_flat(cls, values: dict[str, Any]) -> TrainConfig:
+        """Build from one flat mapping of option names (with underscores) and check every value.
+
+        Raises:
+            UsageError: a name is unknown or a value out of range.
+        """
+        known = {f.name for _, group in groups() for f in dataclasses.fields(group)}
+        for name in values:
+            if name not in known:
+                raise UsageError(f"{flag(name)}: there is no such option; hpcdml train --help lists them")
+        parts = {}
+        for part, group in groups():
+            names = [f.name for f in dataclasses.fields(group)]
+            parts[part] = group(**{n: values[n] for n in names if n in values})
+        config = cls(**parts)
+        check(config)
+        return config
+
+    def flat(self) -> dict[str, Any]:
+        """All options as one flat mapping, the inverse of ``from_flat``."""
+        return {
+            f.name: getattr(getattr(self, part), f.name) for part, group in groups() for f in dataclasses.fields(group)
+        }
+
+
+def groups() -> list[tuple[str, type]]:
+    """The option groups as (attribute of ``TrainConfig``, dataclass), in the order of the help text."""
+    return [
+        ("data", DataOptions),
+        ("model", ModelOptions),
+        ("policy", PolicyOptions),
+        ("optimizer", OptimizerOptions),
+        ("stop", StopOptions),
+        ("run", RunOptions),
+    ]
+
+
+def flag(name: str) -> str:
+    """The option's spelling on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def check(config: TrainConfig) -> None:
+    """Check every value's range.
+
+    Raises:
+        UsageError: with the option, the value and what would be right.
+    """
+    values = config.flat()
+
+    def need(name: str, right: bool, what: str) -> None:
+        if not right:
+            raise UsageError(f"{flag(name)} {values[name]}: must be {what}")
+
+    for name in ("batch_size", "accumulate", "chunk_kib"):
+        need(name, values[name] >= 1, "at least 1")
+    for name in ("local_steps", "max_local_steps", "max_samples", "threads"):
+        need(name, values[name] is None or values[name] >= 1, "at least 1")
+    for name in ("lr", "clip_norm", "epochs", "max_seconds", "checkpoint_seconds", "outer_lr"):
+        value = values[name]
+        need(name, value is None or (math.isfinite(value) and value > 0), "a finite number above 0")
+    for name in ("staleness", "poll_us", "seed"):
+        need(name, values[name] >= 0, "0 or more")
+    need("eval_seconds", math.isfinite(values["eval_seconds"]) and values["eval_seconds"] >= 0, "0 or more")
+    need("test_fraction", 0 < values["test_fraction"] < 1, "between 0 and 1, both excluded")
+    need("compensation", 0 <= values["compensation"] <= 2, "from 0 to 2")
+    need("outer_momentum", 0 <= values["outer_momentum"] < 1, "from 0 to below 1")
+    target = values["target_accuracy"]
+    need("target_accuracy", target is None or 0 < target <= 1, "above 0 and at most 1 (0.97, not 97)")
+    need("policy", values["policy"] in POLICIES, "one of " + ", ".join(POLICIES))
+    need("weighting", values["weighting"] in get_args(Weighting), "one of " + ", ".join(get_args(Weighting)))
+    need("outer_optimizer", values["outer_optimizer"] in get_args(OuterName), "one of " + ", ".join(get_args(OuterName)))
+    need("scheduler_unit", values["scheduler_unit"] in get_args(SchedulerUnit), "epoch or step")
+    need("shard_weights", all(math.isfinite(w) and w > 0 for w in values["shard_weights"]), "numbers above 0")
+    for worker, factor in values["slowdown"].items():
+        need("slowdown", str(worker).isdigit() and int(worker) >= 1, "worker=factor, workers counted from 1")
+        need("slowdown", isinstance(factor, (int, float)) and math.isfinite(factor) and factor >= 1, "factors of 1 or more")
