@@ -1,0 +1,1 @@
+"""The command line: thin, no logic; every mistake of the user ends here, in one line."""

@@ -1,0 +1,224 @@
+"""The server's end of the connections to all workers: nonblocking throughout, driven by ``poll``."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from mpi4py import MPI
+
+from hpcdml.mpi.tags import Tag
+from hpcdml.parameters import Layout
+from hpcdml.protocol.messages import HEADER_BYTES, Global, Push
+
+WINDOW = 4
+"""Receive buffers of one chunk for each worker, and as many for copies of chunks on their way to it."""
+
+RECORD_ROWS = 1024
+"""Most rows of one block of step records, the first of which holds only the number of the others in its first column."""
+
+
+@dataclass(frozen=True)
+class PushArrived:
+    """The header of a push, with the worker's integer buffers (int64)."""
+
+    push: Push
+    integers: np.ndarray
+
+
+@dataclass(frozen=True)
+class ChunkArrived:
+    """The next chunk of the worker's push lies in its slot."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class RecordsArrived:
+    """A block of step records, float64 of shape (rows, columns)."""
+
+    worker: int
+    rows: np.ndarray
+
+
+Event = PushArrived | ChunkArrived | RecordsArrived
+
+
+class _Peer:
+    """The server's requests and buffers for one worker.
+
+    Receives are posted for the chunks of a push in order, into ``WINDOW`` slots in turn; those of the next push follow on. So
+    the n-th chunk since the start is chunk ``n % chunks``, in slot ``n % WINDOW``.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, worker: int, layout: Layout, columns: int) -> None:
+        self.comm = comm
+        self.worker = worker
+        self.chunks = len(layout.chunks)
+        self.header = np.zeros(HEADER_BYTES + 8 * layout.integers, np.uint8)
+        self.records = np.zeros((RECORD_ROWS, columns))
+        largest = max(chunk.nbytes for chunk in layout.chunks)
+        self._slots = torch.zeros(WINDOW, largest, dtype=torch.uint8)
+        self._staging: torch.Tensor | None = None
+        self.header_request = comm.Recv_init(self.header, worker, Tag.HEADER)
+        self.records_request = comm.Recv_init(self.records, worker, Tag.RECORDS)
+        self.chunk_requests = [comm.Recv_init(slot.numpy(), worker, Tag.CHUNK) for slot in self._slots]
+        self.arrived = 0
+        self.released = 0
+        self.posted = 0
+        self.sends: deque[tuple[MPI.Request, object, bool]] = deque()
+        self.staged = 0
+        self._stagings = 0
+
+    def start(self) -> None:
+        self.header_request.Start()
+        self.records_request.Start()
+        self.post()
+
+    def post(self) -> None:
+        while self.posted < self.released + WINDOW:
+            self.chunk_requests[self.posted % WINDOW].Start()
+            self.posted += 1
+
+    def slot(self) -> torch.Tensor:
+        """The oldest slot that is not released, uint8."""
+        return self._slots[self.released % WINDOW]
+
+    def stage(self, data: np.ndarray) -> np.ndarray:
+        """Copy a chunk to where it stays unchanged until it has been sent."""
+        if self._staging is None:
+            self._staging = torch.empty_like(self._slots)
+        buffer = self._staging[self._stagings % WINDOW].numpy()[: data.nbytes]
+        buffer[:] = data
+        self._stagings += 1
+        self.staged += 1
+        return buffer
+
+    def pop_send(self) -> None:
+        _, _, staged = self.sends.popleft()
+        self.staged -= staged
+
+    def free(self) -> None:
+        for request in [self.header_request, self.records_request, *self.chunk_requests]:
+            if not request.Test():
+                request.Cancel()
+                request.Wait()
+            request.Free()
+
+
+class ServerChannel:
+    """Receives pushes chunk by chunk into a few slots for each worker and sends chunks of the global parameters.
+
+    A worker's push flows only as fast as its slots are released, so that the server never holds whole pushes.
+
+    Args:
+        comm: communicator of the run.
+        run_id: number that every message carries.
+        layout: layout of the vector.
+        workers: ranks of the workers.
+        columns: columns of a block of step records.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, run_id: int, layout: Layout, workers: Iterable[int], columns: int) -> None:
+        self.comm = comm
+        self.run_id = run_id
+        self.layout = layout
+        self.peers = {worker: _Peer(comm, worker, layout, columns) for worker in workers}
+        self._types = [torch.float64 if s.wire_dtype == "float64" else torch.float32 for s in layout.segments]
+        for peer in self.peers.values():
+            peer.start()
+
+    def poll(self) -> list[Event]:
+        """Move everything under way forward and return what has arrived, headers before the chunks that follow them.
+
+        Raises:
+            StrayMessage: a header is no push of this run.
+        """
+        peers = list(self.peers.values())
+        requests: list[MPI.Request] = []
+        for peer in peers:
+            chunk = peer.chunk_requests[peer.arrived % WINDOW] if peer.arrived < peer.posted else MPI.REQUEST_NULL
+            send = peer.sends[0][0] if peer.sends else MPI.REQUEST_NULL
+            requests += (peer.header_request, chunk, peer.records_request, send)
+        done = MPI.Request.Testsome(requests)
+        events: list[Event] = []
+        for index in sorted(done or ()):
+            peer, what = peers[index // 4], index % 4
+            if what == 0:
+                events.append(self._header(peer))
+            elif what == 1:
+                events += self._chunks(peer)
+            elif what == 2:
+                events += self._records(peer)
+            else:
+                peer.pop_send()
+                while peer.sends and peer.sends[0][0].Test():
+                    peer.pop_send()
+        return events
+
+    def slot(self, worker: int, chunk: int) -> torch.Tensor:
+        """The chunk of the worker's push that has arrived and is not released, in its type on the wire."""
+        piece = self.layout.chunks[chunk]
+        return self.peers[worker].slot()[: piece.nbytes].view(self._types[piece.segment])
+
+    def release(self, worker: int) -> None:
+        """Give the slot of the oldest chunk back for another one to be received."""
+        peer = self.peers[worker]
+        peer.released += 1
+        peer.post()
+
+    def send_header(self, worker: int, message: Global, integers: np.ndarray) -> None:
+        """Start sending the header of a global message with the integer buffers (int64)."""
+        data = np.concatenate([np.frombuffer(message.pack(self.run_id), np.uint8), integers.view(np.uint8)])
+        self._send(worker, Tag.HEADER, data, staged=False)
+
+    def send_chunk(self, worker: int, data: np.ndarray) -> None:
+        """Start sending a chunk (uint8) that does not change before the worker has received it."""
+        self._send(worker, Tag.CHUNK, data, staged=False)
+
+    def send_copy(self, worker: int, data: np.ndarray) -> None:
+        """Start sending a copy of a chunk (uint8). Call it only where ``has_room``."""
+        self._send(worker, Tag.CHUNK, self.peers[worker].stage(data), staged=True)
+
+    def has_room(self, worker: int) -> bool:
+        """Whether a buffer for a copy is free."""
+        return self.peers[worker].staged < WINDOW
+
+    @property
+    def drained(self) -> bool:
+        """Whether everything that was handed over has left."""
+        return not any(peer.sends for peer in self.peers.values())
+
+    def close(self) -> None:
+        """Cancel the receives that nothing will match any more and free all requests."""
+        for peer in self.peers.values():
+            peer.free()
+        self.peers = {}
+
+    def _send(self, worker: int, tag: Tag, data: np.ndarray, staged: bool) -> None:
+        # The data is kept beside its request: it must stay where it is until the send is complete.
+        peer = self.peers[worker]
+        peer.sends.append((self.comm.Isend(data, worker, tag), data, staged))
+
+    def _header(self, peer: _Peer) -> PushArrived:
+        push = Push.unpack(peer.header.data, self.run_id)
+        integers = peer.header[HEADER_BYTES:].view(np.int64).copy()
+        peer.header_request.Start()
+        return PushArrived(push, integers)
+
+    def _chunks(self, peer: _Peer) -> list[Event]:
+        events: list[Event] = [ChunkArrived(peer.worker)]
+        peer.arrived += 1
+        while peer.arrived < peer.posted and peer.chunk_requests[peer.arrived % WINDOW].Test():
+            peer.arrived += 1
+            events.append(ChunkArrived(peer.worker))
+        return events
+
+    def _records(self, peer: _Peer) -> list[Event]:
+        rows = int(peer.records[0, 0])
+        block = peer.records[1 : rows + 1].copy()
+        peer.records_request.Start()
+        return [RecordsArrived(peer.worker, block)]

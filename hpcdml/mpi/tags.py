@@ -1,0 +1,16 @@
+"""Tags of the messages. Up is from a worker to the server, down from the server to a worker."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Tag(IntEnum):
+    """What a message carries; messages of one tag between two ranks arrive in the order in which they were sent."""
+
+    HEADER = 1
+    """A packed header with the integer buffers behind it, up and down."""
+    CHUNK = 2
+    """A chunk of the vector, up and down; its index is its place in the order."""
+    RECORDS = 3
+    """Rows of step records, up."""

@@ -1,0 +1,137 @@
+"""The worker's end of the connection to the server: nonblocking throughout, driven by ``poll``."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from mpi4py import MPI
+
+from hpcdml.mpi.tags import Tag
+from hpcdml.mpi.world import SERVER
+from hpcdml.parameters import WireVector
+from hpcdml.protocol.messages import HEADER_BYTES, Global, Push
+
+WINDOW = 16
+"""Chunks under way at once in each direction: enough to keep a link busy between two polls."""
+
+
+class WorkerChannel:
+    """Receives global messages straight into ``pull`` and sends pushes straight from ``push``, without copies.
+
+    ``pull`` may be read from the return of a message by ``poll`` until ``expect``; ``push`` may be written while
+    ``push_free`` holds. The answer to a push proves that the server has all of it, so it holds at every answer.
+
+    Args:
+        comm: communicator of the run.
+        run_id: number that every message carries.
+        pull: vector that global parameters are received into.
+        push: vector that pushes are sent from.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, run_id: int, pull: WireVector, push: WireVector) -> None:
+        self.run_id = run_id
+        self.comm = comm
+        self.pull = pull
+        self.push = push
+        self.chunks = len(pull.layout.chunks)
+        size = HEADER_BYTES + 8 * pull.layout.integers
+        self._header_in = np.zeros(size, np.uint8)
+        self._header_out = np.zeros(size, np.uint8)
+        self._receive_header = comm.Recv_init(self._header_in, SERVER, Tag.HEADER)
+        self._send_header = comm.Send_init(self._header_out, SERVER, Tag.HEADER)
+        indices = range(self.chunks)
+        self._receives = [comm.Recv_init(pull.chunk_bytes(k), SERVER, Tag.CHUNK) for k in indices]
+        self._sends = [comm.Send_init(push.chunk_bytes(k), SERVER, Tag.CHUNK) for k in indices]
+        self._records: deque[tuple[MPI.Request, np.ndarray]] = deque()
+        self._expecting = False
+        self._message: Global | None = None
+        self._posted = 0
+        self._arrived = 0
+        self._to_send = 0
+        self._started = 0
+        self._sent = 0
+        self._header_sent = True
+
+    @property
+    def push_free(self) -> bool:
+        """Whether the last push has left, so that ``push`` may be written."""
+        return self._header_sent and self._sent == self._to_send
+
+    @property
+    def drained(self) -> bool:
+        """Whether everything that was handed over has left."""
+        return self.push_free and not self._records
+
+    @property
+    def integers(self) -> np.ndarray:
+        """Integer buffers of the global message that arrived last, int64."""
+        return self._header_in[HEADER_BYTES:].view(np.int64)
+
+    def expect(self) -> None:
+        """Post the receives of the next global message. Call it before the push that the message answers."""
+        self._expecting = True
+        self._message = None
+        self._posted = self._arrived = 0
+        self._receive_header.Start()
+        while self._posted < min(WINDOW, self.chunks):
+            self._receives[self._posted].Start()
+            self._posted += 1
+
+    def send(self, push: Push, integers: np.ndarray) -> None:
+        """Start sending a push: its header, and the whole of ``push`` if it has a payload."""
+        if not self.push_free:
+            raise RuntimeError("a push while the last one is still under way")
+        self._header_out[:HEADER_BYTES] = np.frombuffer(push.pack(self.run_id), np.uint8)
+        self._header_out[HEADER_BYTES:].view(np.int64)[:] = integers
+        self._send_header.Start()
+        self._header_sent = False
+        self._to_send = self.chunks if push.local_steps else 0
+        self._started = self._sent = 0
+        self._start_sends()
+
+    def send_records(self, rows: np.ndarray) -> None:
+        """Start sending a block of fewer than ``RECORD_ROWS`` step records, float64 of shape (rows, columns)."""
+        block = np.vstack([np.full((1, rows.shape[1]), len(rows)), rows])
+        self._records.append((self.comm.Isend(block, SERVER, Tag.RECORDS), block))
+
+    def poll(self) -> Global | None:
+        """Move everything under way forward; return a global message when the last part of it has arrived.
+
+        Raises:
+            StrayMessage: what arrived is no global message of this run.
+        """
+        if not self._header_sent and self._send_header.Test():
+            self._header_sent = True
+        while self._sent < self._started and self._sends[self._sent].Test():
+            self._sent += 1
+        self._start_sends()
+        while self._records and self._records[0][0].Test():
+            self._records.popleft()
+        if not self._expecting:
+            return None
+        while self._arrived < self._posted and self._receives[self._arrived].Test():
+            self._arrived += 1
+            if self._posted < self.chunks:
+                self._receives[self._posted].Start()
+                self._posted += 1
+        if self._message is None and self._receive_header.Test():
+            self._message = Global.unpack(self._header_in.data, self.run_id)
+        if self._message is not None and (self._message.stop or self._arrived == self.chunks):
+            self._expecting = False
+            return self._message
+        return None
+
+    def close(self) -> None:
+        """Cancel the receives that nothing will match any more and free all requests."""
+        for request in self._receives[self._arrived : self._posted]:
+            request.Cancel()
+            request.Wait()
+        for request in [self._receive_header, self._send_header, *self._receives, *self._sends]:
+            request.Free()
+        self._receives, self._sends = [], []
+
+    def _start_sends(self) -> None:
+        while self._started < self._to_send and self._started - self._sent < WINDOW:
+            self._sends[self._started].Start()
+            self._started += 1

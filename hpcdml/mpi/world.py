@@ -1,0 +1,150 @@
+"""The ranks of a run: who they are, what they compare before training, and how one of them ends all."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import mpi4py
+import numpy as np
+from mpi4py import MPI
+
+from hpcdml.errors import HpcdmlError, UsageError
+from hpcdml.mpi.backoff import Backoff
+
+SERVER = 0
+_PIECE = 1 << 28
+_MOST_CORES = 4096
+
+
+@dataclass(frozen=True)
+class World:
+    """This rank's place in the run.
+
+    Attributes:
+        comm: a private duplicate of COMM_WORLD, so that no stray message of other code is received.
+        local_worker: number of this worker among the workers on its host, from 0.
+        cores: cores for this worker: those that it may run on, less one for the server, shared with the other workers there.
+        run_id: a random number that every message of the run carries.
+    """
+
+    comm: MPI.Intracomm
+    rank: int
+    size: int
+    local_worker: int
+    cores: int
+    run_id: int
+    host: str
+
+    @property
+    def workers(self) -> range:
+        """Ranks of the workers."""
+        return range(1, self.size)
+
+    @property
+    def is_server(self) -> bool:
+        return self.rank == SERVER
+
+
+def join_world() -> World:
+    """Return this process's place among the ranks that the launcher started."""
+    comm = MPI.COMM_WORLD.Dup()
+    comm.Set_errhandler(MPI.ERRORS_RETURN)
+    local = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    run_id = np.frombuffer(np.random.default_rng().bytes(8), np.uint64).copy()
+    wait(comm.Ibcast(run_id, root=SERVER))
+    rank = comm.Get_rank()
+    # Ranks keep their order in the split, so rank 0 is the first on its host, if it is there.
+    first = np.array([rank], np.int64)
+    wait(local.Ibcast(first, root=0))
+    local_worker = max(0, local.Get_rank() - int(first[0] == SERVER))
+    world = World(comm, rank, comm.Get_size(), local_worker, _cores(local, rank), int(run_id[0]), socket.gethostname())
+    local.Free()
+    return world
+
+
+def _cores(local: MPI.Intracomm, rank: int) -> int:
+    """Cores for this rank, counted from the ranks of its host that may run on the same ones.
+
+    The launcher may have bound each rank to cores of its own, or have left all of them to all.
+    """
+    mine = np.zeros(_MOST_CORES, np.uint8)
+    mine[[core for core in os.sched_getaffinity(0) if core < _MOST_CORES]] = 1
+    masks = np.zeros((local.Get_size(), _MOST_CORES), np.uint8)
+    wait(local.Iallgather(mine, masks))
+    ranks = np.zeros((local.Get_size(), 1), np.int64)
+    wait(local.Iallgather(np.array([rank], np.int64), ranks))
+    sharing = [r for r, mask in zip(ranks[:, 0], masks, strict=True) if np.any(mask & mine)]
+    workers = max(1, sum(r != SERVER for r in sharing))
+    return max(1, (int(mine.sum()) - (SERVER in sharing)) // workers)
+
+
+def versions() -> dict[str, str]:
+    """Versions of mpi4py, of the MPI standard and of the MPI library."""
+    return {
+        "mpi4py": mpi4py.__version__,
+        "mpi_standard": ".".join(map(str, MPI.Get_version())),
+        "mpi_library": MPI.Get_library_version().split("\n")[0].strip("\0 "),
+    }
+
+
+def wait(request: MPI.Request) -> None:
+    """Wait for a request without keeping the core busy."""
+    backoff = Backoff()
+    while not request.Test():
+        backoff.wait()
+
+
+def barrier(world: World) -> None:
+    """Wait for all ranks without keeping the core busy."""
+    wait(world.comm.Ibarrier())
+
+
+def same_everywhere(world: World, digest: bytes, what: str) -> None:
+    """Make sure that ``digest`` is equal on all ranks.
+
+    Raises:
+        UsageError: on every rank, naming the first rank whose digest differs from the server's.
+    """
+    mine = np.frombuffer(digest, np.uint8).copy()
+    everybody = np.zeros((world.size, len(mine)), np.uint8)
+    wait(world.comm.Iallgather(mine, everybody))
+    for rank in world.workers:
+        if not np.array_equal(everybody[rank], everybody[SERVER]):
+            raise UsageError(f"{what} differs between rank 0 and rank {rank}")
+
+
+def broadcast(world: World, arrays: Iterable[np.ndarray]) -> None:
+    """Copy the server's arrays into those of every rank. They are C-contiguous, in the same order and of the same sizes."""
+    for array in arrays:
+        flat = array.reshape(-1).view(np.uint8)
+        for start in range(0, flat.size, _PIECE):
+            wait(world.comm.Ibcast(flat[start : start + _PIECE], root=SERVER))
+
+
+def hosts(world: World) -> list[str]:
+    """Host name of every rank, in rank order."""
+    mine = np.zeros(64, np.uint8)
+    name = world.host.encode()[:64]
+    mine[: len(name)] = np.frombuffer(name, np.uint8)
+    everybody = np.zeros((world.size, 64), np.uint8)
+    wait(world.comm.Iallgather(mine, everybody))
+    return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in everybody]
+
+
+def gather(world: World, value: int) -> list[int]:
+    """The integer of every rank, in rank order."""
+    everybody = np.zeros((world.size, 1), np.int64)
+    wait(world.comm.Iallgather(np.array([value], np.int64), everybody))
+    return [int(v) for v in everybody[:, 0]]
+
+
+def abort(world: World, error: BaseException) -> None:
+    """Print why this rank cannot go on and end all ranks with status 1. Does not return."""
+    kind = "" if isinstance(error, HpcdmlError) else f"{type(error).__name__}: "
+    text = str(error).replace("\n", " ")
+    print(f"hpcdml: rank {world.rank} on {world.host}: {kind}{text}", file=sys.stderr, flush=True)
+    world.comm.Abort(1)

@@ -1,0 +1,208 @@
+"""A model whose parameters and buffers are views of a few flat tensors.
+
+Everything that a round does to a model (forming the update, adopting global parameters) is then one operation for each
+type of value in the model, however many tensors it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from hpcdml.parameters.layout import ALIGNMENT, Kind, Layout, Segment, cut
+from hpcdml.parameters.wire import WireVector
+
+_WIRE = {torch.float64: "float64", torch.complex128: "float64"}
+_INTEGER = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+class FlatModel:
+    """Moves a model's trainable parameters and persistent buffers into flat tensors and keeps them there as views.
+
+    The model stays usable as it is: its parameters are the same ``nn.Parameter`` objects, and autograd and optimizers
+    write into the flat tensors through them. Half-precision values travel as float32, so that the server keeps them at full
+    precision. Frozen parameters, buffers outside the ``state_dict`` and boolean buffers stay where they are (``static``).
+
+    Args:
+        model: already on its device. Tied parameters are moved once.
+        chunk_bytes: size of the pieces in which the vector travels, in bytes.
+
+    Raises:
+        ValueError: the model has no trainable parameters, or some on different devices.
+    """
+
+    def __init__(self, model: nn.Module, chunk_bytes: int) -> None:
+        self.model = model
+        kept, self.integer_buffers, self._static = _entries(model)
+        parameters = [t for kind, _, t in kept if kind is Kind.UPDATE]
+        if not parameters:
+            raise ValueError("the model has no trainable parameters")
+        self.device = parameters[0].device
+        if any(t.device != self.device for _, _, t in kept):
+            raise ValueError("the model's parameters lie on different devices")
+        keys = sorted({(kind, str(t.dtype)) for kind, _, t in kept})
+        self.members = [[(n, t) for kind, n, t in kept if (kind, str(t.dtype)) == key] for key in keys]
+        segments, start = [], 0
+        for (kind, name), group in zip(keys, self.members, strict=True):
+            dtype = group[0][1].dtype
+            count = sum(t.numel() for _, t in group) * (2 if dtype.is_complex else 1)
+            segment = Segment(kind, name, _WIRE.get(dtype, "float32"), start, count)
+            segments.append(segment)
+            start = -(-segment.stop // ALIGNMENT) * ALIGNMENT
+        names = [f"{n} {tuple(t.shape)}" for group in self.members for n, t in group]
+        names += [f"{n} {tuple(t.shape)}" for n, t in self.integer_buffers]
+        self.layout = Layout(
+            segments=tuple(segments),
+            chunks=cut(tuple(segments), chunk_bytes),
+            nbytes=start,
+            integers=sum(t.numel() for _, t in self.integer_buffers),
+            names=tuple(names),
+        )
+        self.flats = [self._flatten(group) for group in self.members]
+        self._integers = self._flatten_integers()
+        self.base: list[torch.Tensor] = []
+
+    def rehost(self, wire: WireVector) -> None:
+        """Keep the model's values in ``wire`` itself, where they have the type that travels, so that ``load`` copies nothing."""
+        for number, (group, out) in enumerate(zip(self.members, wire.segments, strict=True)):
+            if group[0][1].dtype == out.dtype:
+                self.flats[number] = self._flatten(group, out)
+
+    def set_base(self) -> None:
+        """Take the present values as those of the last push, from which the next update is counted."""
+        if not self.base:
+            self.base = [torch.empty_like(flat) for flat in self.flats]
+        for base, flat in zip(self.base, self.flats, strict=True):
+            base.copy_(flat)
+
+    def update_into(self, out: WireVector) -> None:
+        """Write what a push carries: ``base - w`` for parameters, the values themselves for buffers.
+
+        ``base - w`` is exact for any optimizer, and exact in floating point wherever ``base / 2 <= w <= 2 base`` (Sterbenz).
+        """
+        for segment, flat, base, wire in zip(self.layout.segments, self.flats, self.base, out.segments, strict=True):
+            if segment.kind is Kind.VALUE:
+                wire.copy_(flat)
+            elif flat.dtype == wire.dtype:
+                torch.sub(base, flat, out=wire)
+            else:
+                torch.sub(base.to(wire.dtype), flat.to(wire.dtype), out=wire)
+
+    def adopt(self, x: WireVector, update: WireVector | None = None, compensation: float = 0.0) -> None:
+        """Make ``x - compensation * update`` the model, and the base of the next update (LOSP; OSP: compensation 0).
+
+        Buffers become those of ``x``.
+        """
+        if update is None or compensation == 0.0:
+            self.load(x)
+            self.set_base()
+            return
+        for number, (segment, flat) in enumerate(zip(self.layout.segments, self.flats, strict=True)):
+            wire = x.segments[number]
+            if segment.kind is Kind.VALUE:
+                flat.copy_(wire)
+            elif flat.dtype == wire.dtype:
+                torch.sub(wire, update.segments[number], alpha=compensation, out=flat)
+            else:
+                flat.copy_(wire - compensation * update.segments[number])
+        self.set_base()
+
+    def load(self, x: WireVector) -> None:
+        """Make ``x`` the model."""
+        for flat, wire in zip(self.flats, x.segments, strict=True):
+            if flat.data_ptr() != wire.data_ptr():
+                flat.copy_(wire)
+
+    def values_into(self, out: WireVector) -> None:
+        """Write the model's values, as they are, in the layout that travels."""
+        for flat, wire in zip(self.flats, out.segments, strict=True):
+            wire.copy_(flat)
+
+    def integers(self) -> np.ndarray:
+        """The integer buffers as one int64 array of ``layout.integers`` values."""
+        parts = [flat.to("cpu", torch.int64).numpy() for flat in self._integers]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def set_integers(self, values: np.ndarray) -> None:
+        """Set the integer buffers from an int64 array of ``layout.integers`` values."""
+        start = 0
+        for flat in self._integers:
+            flat.copy_(torch.from_numpy(values[start : start + flat.numel()]))
+            start += flat.numel()
+
+    def static(self) -> Iterator[torch.Tensor]:
+        """Tensors that are sent once at the start, not in rounds: frozen parameters and boolean buffers."""
+        return iter(self._static)
+
+    def check_views(self) -> None:
+        """Make sure that the model still uses the flat tensors.
+
+        Raises:
+            ValueError: a parameter or buffer was replaced by another tensor since, with its name.
+        """
+        entries, integers, _ = _entries(self.model)
+        now = {name: t.data_ptr() for _, name, t in entries} | {name: t.data_ptr() for name, t in integers}
+        then = [entry for group in self.members for entry in group] + self.integer_buffers
+        for name, tensor in then:
+            if now.get(name) != tensor.data_ptr():
+                raise ValueError(f"the model replaced its tensor {name!r}; buffers must be changed in place")
+
+    def _flatten(self, group: list[tuple[str, torch.Tensor]], out: torch.Tensor | None = None) -> torch.Tensor:
+        first = group[0][1]
+        count = sum(t.numel() for _, t in group)
+        flat = torch.empty(count, dtype=first.dtype, device=self.device) if out is None else out
+        start = 0
+        for _, tensor in group:
+            # Dense tensors keep their strides (channels_last stays channels_last); others become contiguous.
+            strides = tensor.stride() if _dense(tensor) else torch.empty(tensor.shape, device="meta").stride()
+            view = torch.as_strided(flat, tensor.shape, strides, start)
+            view.copy_(tensor.detach())
+            tensor.data = view
+            start += tensor.numel()
+        return torch.view_as_real(flat).flatten() if first.dtype.is_complex else flat
+
+    def _flatten_integers(self) -> list[torch.Tensor]:
+        types = {str(t.dtype): t.dtype for _, t in self.integer_buffers}
+        groups = [[e for e in self.integer_buffers if e[1].dtype == types[key]] for key in sorted(types)]
+        self.integer_buffers = [entry for group in groups for entry in group]
+        return [self._flatten(group) for group in groups]
+
+
+def _entries(
+    model: nn.Module,
+) -> tuple[list[tuple[Kind, str, torch.Tensor]], list[tuple[str, torch.Tensor]], list[torch.Tensor]]:
+    """Sort the model's tensors into (kind, name, tensor) that travel, integer buffers and static tensors."""
+    kept: list[tuple[Kind, str, torch.Tensor]] = []
+    integers: list[tuple[str, torch.Tensor]] = []
+    static: list[torch.Tensor] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.numel():
+            kept.append((Kind.UPDATE, name, parameter))
+        else:
+            static.append(parameter.data)
+    persistent = set(model.state_dict(keep_vars=True))
+    for name, buffer in model.named_buffers():
+        if name not in persistent or not buffer.numel():
+            continue
+        if buffer.is_floating_point() or buffer.is_complex():
+            kept.append((Kind.VALUE, name, buffer))
+        elif buffer.dtype in _INTEGER:
+            integers.append((name, buffer))
+        else:
+            static.append(buffer)
+    return kept, integers, static
+
+
+def _dense(tensor: torch.Tensor) -> bool:
+    """Whether the strides are a permutation of contiguous ones, without gaps or overlaps."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True

@@ -1,0 +1,182 @@
+"""The order in which the server works through the chunks of its rounds, while they are still coming in.
+
+A chunk of a round is aggregated as soon as every member has delivered it, and the new global values of that chunk leave at
+once: the round's transfers in both directions overlap. The sum is formed in rank order, whatever the order of arrival, so it is
+the same bit for bit. Rounds pass each chunk in the order in which they were opened, so no message mixes versions.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from hpcdml.protocol.server import Round
+
+
+@dataclass(frozen=True)
+class Add:
+    """Add chunk ``chunk`` of ``worker``'s push to the round's sum; ``first``: it is the first term of the sum.
+
+    ``alone``: the round can have no other term; the chunk stays where it is until the ``Close``.
+    """
+
+    round: Round
+    worker: int
+    chunk: int
+    first: bool
+    alone: bool
+
+
+@dataclass(frozen=True)
+class Close:
+    """Take the sum of chunk ``chunk`` over ``contributors`` (none: keep the values), then send the chunk to the recipients."""
+
+    round: Round
+    chunk: int
+    contributors: tuple[int, ...]
+    alone: bool
+
+
+@dataclass(frozen=True)
+class Done:
+    """All chunks of the round are closed."""
+
+    round: Round
+
+
+Operation = Add | Close | Done
+
+
+@dataclass(eq=False)
+class _Track:
+    """Progress of one round: ``got`` counts the chunks that have come per member, ``cursor`` those added, ``closed`` those closed.
+
+    ``gone`` holds the members lost meanwhile, which give the chunks that were added before and no more.
+    """
+
+    round: Round
+    alone: bool
+    got: dict[int, int] = field(default_factory=dict)
+    cursor: dict[int, int] = field(default_factory=dict)
+    gone: dict[int, int] = field(default_factory=dict)
+    closed: int = 0
+
+    def contributors(self, chunk: int) -> tuple[int, ...]:
+        everybody = self.round.contributors
+        if not self.gone:
+            return everybody
+        return tuple(w for w in everybody if w not in self.gone or chunk < self.gone[w])
+
+
+class ChunkSchedule:
+    """Says which chunk can be added or closed next.
+
+    Args:
+        chunks: number of chunks of the vector.
+    """
+
+    def __init__(self, chunks: int) -> None:
+        self.chunks = chunks
+        self._tracks: deque[_Track] = deque()
+        # The tracks of a worker's pushes, oldest first. A final push may follow while the one before it is still coming in.
+        self._pushes: dict[int, deque[_Track]] = {}
+        self._early: dict[int, int] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether no round is under way."""
+        return not self._tracks
+
+    def join(self, round_: Round, worker: int) -> None:
+        """The header of a push has arrived; its chunks, if it has any, belong to ``round_``."""
+        track = self._track(round_)
+        if round_.pushes[worker].local_steps:
+            track.cursor[worker] = 0
+            track.got[worker] = min(self._early.get(worker, 0), self.chunks)
+            self._early[worker] = self._early.get(worker, 0) - track.got[worker]
+            self._pushes.setdefault(worker, deque()).append(track)
+
+    def seal(self, round_: Round) -> None:
+        """All headers of the round are there."""
+        self._track(round_)
+
+    def received(self, worker: int) -> None:
+        """The next chunk of the worker's push has arrived, perhaps before the push's header was looked at."""
+        for track in self._pushes.get(worker, ()):
+            if track.got[worker] < self.chunks:
+                track.got[worker] += 1
+                return
+        self._early[worker] = self._early.get(worker, 0) + 1
+
+    def lost(self, worker: int) -> None:
+        """No more chunks come from the worker; those that were added stay in the sum."""
+        self._pushes.pop(worker, None)
+        self._early.pop(worker, None)
+        for track in self._tracks:
+            if worker in track.round.members:
+                track.gone[worker] = track.cursor.get(worker, 0)
+
+    def operations(self, room: Callable[[Round, int], bool]) -> Iterator[Operation]:
+        """Yield what can be done now, to be carried out one by one in this order.
+
+        Args:
+            room: whether the new values of a chunk of a round can be taken by its recipients' buffers now.
+        """
+        limit = self.chunks
+        for track in list(self._tracks):
+            yield from self._advance(track, limit, room)
+            limit = track.closed
+            if track.round.sealed and track.closed == self._wanted(track):
+                self._forget(track)
+                yield Done(track.round)
+
+    def _advance(self, track: _Track, limit: int, room: Callable[[Round, int], bool]) -> Iterator[Operation]:
+        # The sum's memory is that of one model: a round may add a chunk only when the round before has closed it.
+        bound, complete = limit, track.round.sealed
+        for worker in track.round.members:
+            if worker not in track.cursor:
+                if worker in track.round.pushes or worker in track.gone:
+                    continue
+                complete = False
+                break
+            if worker in track.gone:
+                continue
+            ready = min(bound, track.got[worker])
+            for chunk in range(track.cursor[worker], ready):
+                track.cursor[worker] = chunk + 1
+                yield Add(track.round, worker, chunk, self._first(track, worker, chunk), track.alone)
+            bound = track.cursor[worker]
+        if complete:
+            bound = min(bound, self._wanted(track))
+            while track.closed < bound and room(track.round, track.closed):
+                chunk = track.closed
+                track.closed += 1
+                yield Close(track.round, chunk, track.contributors(chunk), track.alone)
+
+    def _wanted(self, track: _Track) -> int:
+        """Chunks to close: none for a message without payload."""
+        round_ = track.round
+        return self.chunks if track.cursor or (round_.recipients and not round_.stop) else 0
+
+    def _first(self, track: _Track, worker: int, chunk: int) -> bool:
+        for other in track.round.members:
+            if other == worker:
+                return True
+            if other in track.cursor and (other not in track.gone or chunk < track.gone[other]):
+                return False
+        return True
+
+    def _track(self, round_: Round) -> _Track:
+        for track in self._tracks:
+            if track.round is round_:
+                return track
+        track = _Track(round_, alone=len(round_.members) == 1)
+        self._tracks.append(track)
+        return track
+
+    def _forget(self, track: _Track) -> None:
+        self._tracks.remove(track)
+        for worker in track.cursor:
+            if worker in self._pushes:
+                self._pushes[worker].remove(track)

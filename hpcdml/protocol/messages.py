@@ -1,0 +1,121 @@
+"""The headers of the two messages, with a fixed binary layout.
+
+A push goes from a worker to the server, a global message from the server to a worker. Each is a header of fixed size with the
+model's integer buffers appended, followed (if it has a payload) by the chunks of the vector.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+MAGIC = 0x4C444348  # "HCDL"
+FORMAT = 1
+
+FINAL = 1
+"""Flag of a push: the worker's last one."""
+STOP = 1
+"""Flag of a global message: the worker answers with its final push."""
+
+_PREFIX = struct.Struct("<IHHQ")
+_PUSH = struct.Struct("<iIqqqqqq")
+_GLOBAL = struct.Struct("<Iqqqq")
+_KIND_PUSH, _KIND_GLOBAL = 1, 2
+
+HEADER_BYTES = _PREFIX.size + max(_PUSH.size, _GLOBAL.size)
+"""Size of a header in bytes, the same for both messages, without the integer buffers."""
+
+
+class StrayMessage(ValueError):
+    """The bytes are no message of this run."""
+
+
+@dataclass(frozen=True)
+class Push:
+    """What a worker says of its part of a round.
+
+    Attributes:
+        worker: rank of the worker.
+        flags: ``FINAL`` or 0.
+        sequence: number of this push among the worker's, from 1.
+        version: version of the global parameters on which the update is based.
+        local_steps: local steps in the update; 0 means that no payload follows.
+        samples: training samples in the update.
+        clock: local steps of the worker since the start of the run.
+        records: blocks of step records that the worker has sent before this push.
+    """
+
+    worker: int
+    flags: int
+    sequence: int
+    version: int
+    local_steps: int
+    samples: int
+    clock: int
+    records: int = 0
+
+    def pack(self, run_id: int) -> bytes:
+        """Return ``HEADER_BYTES`` bytes."""
+        body = _PUSH.pack(
+            self.worker, self.flags, self.sequence, self.version, self.local_steps, self.samples, self.clock,
+            self.records,
+        )  # fmt: skip
+        return (_PREFIX.pack(MAGIC, FORMAT, _KIND_PUSH, run_id) + body).ljust(HEADER_BYTES, b"\0")
+
+    @classmethod
+    def unpack(cls, data: bytes | memoryview, run_id: int) -> Push:
+        """Read a push.
+
+        Raises:
+            StrayMessage: another kind of message, another format or another run.
+        """
+        _check(data, _KIND_PUSH, run_id)
+        return cls(*_PUSH.unpack_from(data, _PREFIX.size))
+
+
+@dataclass(frozen=True)
+class Global:
+    """What the server says of the global parameters that follow.
+
+    Attributes:
+        flags: ``STOP`` or 0.
+        version: version of the global parameters.
+        answers: sequence number of the worker's push that this answers, 0 for the first message.
+        slowest: local steps of the slowest worker since the start of the run.
+        samples: training samples that the version contains, of all workers together.
+    """
+
+    flags: int
+    version: int
+    answers: int
+    slowest: int
+    samples: int
+
+    @property
+    def stop(self) -> bool:
+        return bool(self.flags & STOP)
+
+    def pack(self, run_id: int) -> bytes:
+        """Return ``HEADER_BYTES`` bytes."""
+        body = _GLOBAL.pack(self.flags, self.version, self.answers, self.slowest, self.samples)
+        return (_PREFIX.pack(MAGIC, FORMAT, _KIND_GLOBAL, run_id) + body).ljust(HEADER_BYTES, b"\0")
+
+    @classmethod
+    def unpack(cls, data: bytes | memoryview, run_id: int) -> Global:
+        """Read a global message.
+
+        Raises:
+            StrayMessage: another kind of message, another format or another run.
+        """
+        _check(data, _KIND_GLOBAL, run_id)
+        return cls(*_GLOBAL.unpack_from(data, _PREFIX.size))
+
+
+def _check(data: bytes | memoryview, kind: int, run_id: int) -> None:
+    if len(data) < HEADER_BYTES:
+        raise StrayMessage(f"a message of {len(data)} bytes, less than a header's {HEADER_BYTES}")
+    magic, form, found, run = _PREFIX.unpack_from(data)
+    if magic != MAGIC or form != FORMAT or found != kind:
+        raise StrayMessage(f"a message of another kind (magic {magic:#x}, format {form}, kind {found})")
+    if run != run_id:
+        raise StrayMessage(f"a message of another run ({run:#x}, this one is {run_id:#x})")

@@ -1,0 +1,211 @@
+"""The server's state machine: which push belongs to which round, when a round is complete and who is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from hpcdml.protocol.messages import FINAL, STOP, Global, Push
+from hpcdml.protocol.policies import Policy
+
+
+@dataclass(eq=False)
+class Round:
+    """One aggregation and the global message that follows it.
+
+    A round without members only sends the present global parameters (at the start, or to a worker that was held back).
+
+    Attributes:
+        members: ranks whose pushes belong to the round, in rank order.
+        pushes: the headers that have come, by rank.
+        sealed: all headers are there; the attributes below are valid from then on.
+        version: the version that the round makes, or carries if it has no payload.
+        recipients: ranks that the new version is sent to.
+        stop: the message tells its recipients to stop; then it has no payload.
+        share: members with a payload / live workers.
+        settled: the values cannot change before all recipients have received them.
+        samples: training samples in the version, of all workers together.
+    """
+
+    members: tuple[int, ...]
+    pushes: dict[int, Push] = field(default_factory=dict)
+    sealed: bool = False
+    version: int = 0
+    recipients: tuple[int, ...] = ()
+    stop: bool = False
+    share: float = 0.0
+    settled: bool = False
+    samples: int = 0
+
+    @property
+    def contributors(self) -> tuple[int, ...]:
+        """Members that have pushed a payload, in rank order."""
+        return tuple(w for w in self.members if w in self.pushes and self.pushes[w].local_steps)
+
+
+@dataclass(frozen=True)
+class Join:
+    """The push's payload, if it has one, belongs to ``round``."""
+
+    round: Round
+    push: Push
+
+
+@dataclass(frozen=True)
+class Seal:
+    """All headers of ``round`` are there: aggregate what its members send, then answer its recipients."""
+
+    round: Round
+
+
+Action = Join | Seal
+
+
+class ProtocolError(RuntimeError):
+    """A worker said something that no worker may say."""
+
+
+class Server:
+    """The parameter server of the method of patent ZL 202011016938.4, under any policy.
+
+    Args:
+        policy: the policy of the run.
+        workers: ranks of the workers.
+        weighting: ``uniform``, ``steps`` or ``samples``: the weight of an update within its round.
+        max_samples: training samples of all workers together after which to stop; None: no bound.
+    """
+
+    def __init__(
+        self, policy: Policy, workers: Iterable[int], weighting: str = "uniform", max_samples: int | None = None
+    ) -> None:
+        self.policy = policy
+        self.live = set(workers)
+        self.weighting = weighting
+        self.max_samples = max_samples
+        self.version = 0
+        self.samples = 0
+        self.stopping = False
+        self.clock = {worker: 0 for worker in self.live}
+        self._sequence = {worker: 0 for worker in self.live}
+        self._last_samples = {worker: 0 for worker in self.live}
+        self._final: set[int] = set()
+        self._held: set[int] = set()
+        self._open: Round | None = None
+
+    @property
+    def active(self) -> set[int]:
+        """Live workers that have not sent their final push."""
+        return self.live - self._final
+
+    @property
+    def finished(self) -> bool:
+        """Nobody is left who could push."""
+        return not self.active
+
+    def start(self) -> list[Action]:
+        """Send version 0 to everybody."""
+        return [self._send(self.live)]
+
+    def pushed(self, push: Push) -> list[Action]:
+        """A push's header has arrived.
+
+        Raises:
+            ProtocolError: from a worker that is unknown or has ended, or out of sequence.
+        """
+        worker = push.worker
+        if worker not in self.active:
+            raise ProtocolError(f"a push from rank {worker}, which is no active worker")
+        if push.sequence != self._sequence[worker] + 1:
+            raise ProtocolError(f"push {push.sequence} of rank {worker} after push {self._sequence[worker]}")
+        self._sequence[worker] = push.sequence
+        self.clock[worker] = push.clock
+        self._last_samples[worker] = push.samples
+        if self.policy.collective:
+            if self._open is None:
+                self._open = Round(tuple(sorted(self.active)))
+            current = self._open
+        else:
+            current = Round((worker,))
+        current.pushes[worker] = push
+        if push.flags & FINAL:
+            self._final.add(worker)
+        actions: list[Action] = [Join(current, push)]
+        if all(w in current.pushes or w not in self.live for w in current.members):
+            actions += self._seal(current)
+        return actions
+
+    def lost(self, worker: int) -> list[Action]:
+        """A worker is gone; the rounds go on without it."""
+        self.live.discard(worker)
+        self._held.discard(worker)
+        current = self._open
+        if current is not None and all(w in current.pushes or w not in self.live for w in current.members):
+            return self._seal(current)
+        return self._release()
+
+    def request_stop(self) -> list[Action]:
+        """Tell every worker to stop with the next message that it gets."""
+        self.stopping = True
+        return self._release()
+
+    def message(self, round_: Round, worker: int) -> Global:
+        """The header of the global message of a sealed round to one of its recipients."""
+        return Global(
+            flags=STOP if round_.stop else 0,
+            version=round_.version,
+            answers=self._sequence[worker],
+            slowest=self._slowest(),
+            samples=round_.samples,
+        )
+
+    def weight(self, push: Push) -> float:
+        """Weight of a push within its round, before the weights are made to sum to 1."""
+        return {"uniform": 1.0, "steps": float(push.local_steps), "samples": float(push.samples)}[self.weighting]
+
+    def _seal(self, current: Round) -> list[Action]:
+        if current is self._open:
+            self._open = None
+        if current.contributors:
+            self.version += 1
+        self.samples += sum(push.samples for push in current.pushes.values())
+        if self.max_samples is not None and self.samples + self._under_way() / 2 >= self.max_samples:
+            self.stopping = True
+        answered = {w for w in current.members if w in self.active and self._may_answer(w)}
+        self._held |= {w for w in current.members if w in self.active} - answered
+        self._finish(current, answered)
+        return [Seal(current), *self._release()]
+
+    def _release(self) -> list[Action]:
+        """Answer the workers that were held back and need not be any more."""
+        ready = {w for w in self._held if self._may_answer(w)}
+        self._held -= ready
+        return [self._send(ready)] if ready else []
+
+    def _send(self, workers: set[int]) -> Seal:
+        message = Round(())
+        self._finish(message, workers)
+        return Seal(message)
+
+    def _finish(self, current: Round, recipients: set[int]) -> None:
+        current.sealed = True
+        current.version = self.version
+        current.recipients = tuple(sorted(recipients))
+        current.stop = self.stopping
+        current.share = len(current.contributors) / max(1, len(self.live))
+        # Where this holds, no worker can push again, and so change the values, before it has this message whole.
+        current.settled = recipients >= self.active and (self.policy.collective or len(self.active) == 1)
+        current.samples = self.samples
+
+    def _under_way(self) -> int:
+        """About how many samples the workers will have trained on, beyond those that have come, when a stop reaches them.
+
+        With overlap that is another round's worth. ``_seal`` stops when half of it would go beyond the bound, so that the
+        overshoot is around zero instead of around a whole round.
+        """
+        return sum(self._last_samples[w] for w in self.active) if self.policy.overlaps else 0
+
+    def _may_answer(self, worker: int) -> bool:
+        return self.stopping or self.policy.answers(self.clock[worker], self._slowest())
+
+    def _slowest(self) -> int:
+        return min((self.clock[w] for w in self.active), default=0)

@@ -1,0 +1,142 @@
+"""The worker's state machine. It is told what happened and says what to do; it moves no data and knows no time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hpcdml.protocol.messages import FINAL, Global, Push
+from hpcdml.protocol.policies import Policy
+
+
+@dataclass(frozen=True)
+class TakeUpdate:
+    """Form the update since the last push. ``keep``: the local model goes on as it is, and is the base of the next update."""
+
+    keep: bool
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """Make the global parameters that arrived, less ``compensation`` times the update just taken, the local model and base."""
+
+    version: int
+    compensation: float
+
+
+@dataclass(frozen=True)
+class SendPush:
+    """Post the receive of the next global message, unless ``push`` is the final one; then send the push.
+
+    Its payload is the update just taken; none where it has no local steps.
+    """
+
+    push: Push
+
+
+@dataclass(frozen=True)
+class Train:
+    """Take the next local step."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Take no step until global parameters arrive."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Training has ended; nothing is to be received any more."""
+
+
+Action = TakeUpdate | Adopt | SendPush | Train | Wait | Stop
+
+
+class Worker:
+    """One worker of the method of patent ZL 202011016938.4, under any policy.
+
+    Feed it ``arrived`` when a global message is complete and ``stepped`` after a local step; call ``decide`` after every step,
+    and after every arrival while it waits, and carry out what it returns, in order: update, adoption, push. So the update that is
+    pushed is the one that is compensated, and the buffer of the global parameters is free again when the push leaves.
+
+    Args:
+        rank: the worker's rank.
+        policy: the policy of the run.
+        workers: number of workers, for ``estimate``.
+    """
+
+    def __init__(self, rank: int, policy: Policy, workers: int = 1) -> None:
+        self.rank = rank
+        self.workers = workers
+        self.policy = policy
+        self.version = -1
+        self.clock = 0
+        self.samples = 0
+        self.unsent = 0
+        self.seen = 0
+        self.stopped = False
+        self._pushed = 0
+        self._contained = 0
+        self._slowest = 0
+        self._sequence = 0
+        self._awaiting = True
+        self._message: Global | None = None
+
+    def arrived(self, message: Global) -> None:
+        """A global message has arrived whole."""
+        if self._message is not None or not self._awaiting:
+            raise RuntimeError(f"rank {self.rank}: global parameters {message.version} arrived unasked")
+        self._message = message
+
+    def stepped(self, samples: int) -> None:
+        """A local step on ``samples`` training samples has been applied to the local model."""
+        self.clock += 1
+        self.samples += samples
+        self.unsent += 1
+
+    def decide(self) -> list[Action]:
+        """What to do now; the last action is ``Train``, ``Wait`` or ``Stop``."""
+        actions: list[Action] = []
+        message = self._message
+        if message is not None and message.stop:
+            self.stopped = True
+            taken = [TakeUpdate(keep=False)] if self.unsent else []
+            return [*taken, SendPush(self._push(FINAL)), Stop()]
+        due = self.unsent > 0 and self.policy.due(self.unsent)
+        if message is not None and (due or self.unsent == 0):
+            self._contained = self._pushed
+            push = self._push(0) if due else None
+            self._message, self._awaiting = None, due
+            self._slowest, self.version, self.seen = message.slowest, message.version, message.samples
+            if push is not None:
+                actions += [TakeUpdate(keep=False), Adopt(message.version, self.policy.compensation), SendPush(push)]
+            else:
+                actions.append(Adopt(message.version, 0.0))
+        elif due and not self._awaiting:
+            actions += [TakeUpdate(keep=True), SendPush(self._push(0))]
+            self._awaiting = True
+        if self._awaiting and self._message is None and not self._goes_on():
+            return [*actions, Wait()]
+        return [*actions, Train()]
+
+    @property
+    def estimate(self) -> int:
+        """Training samples of all workers together by now, as far as this one can tell, if all are as fast as it is."""
+        return self.seen + (self.samples - self._contained) * self.workers
+
+    def _goes_on(self) -> bool:
+        # Before the first global parameters there is nothing to train.
+        return self.version >= 0 and self.policy.trains_on(self.unsent, self.clock, self._slowest)
+
+    def _push(self, flags: int) -> Push:
+        self._sequence += 1
+        push = Push(
+            worker=self.rank,
+            flags=flags,
+            sequence=self._sequence,
+            version=self.version,
+            local_steps=self.unsent,
+            samples=self.samples - self._pushed,
+            clock=self.clock,
+        )
+        self.unsent, self._pushed = 0, self.samples
+        return push

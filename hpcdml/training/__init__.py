@@ -1,0 +1,1 @@
+"""Training: the loops of worker and server, devices, models, data and optimizers."""

@@ -1,0 +1,266 @@
+"""The server's loop: it moves chunks as the schedule says, keeps the record of the run and decides when to stop.
+
+It never waits for anything: evaluation, checkpoints and the disk belong to other threads.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hpcdml.config import StopOptions
+from hpcdml.mpi.backoff import Backoff
+from hpcdml.mpi.server_channel import ChunkArrived, Event, PushArrived, RecordsArrived, ServerChannel
+from hpcdml.observability.progress import Progress
+from hpcdml.protocol import server as protocol
+from hpcdml.protocol.chunks import Add, ChunkSchedule, Close, Done, Operation
+from hpcdml.protocol.server import Join, Round, Seal, Server
+from hpcdml.storage.run_file import RunWriter
+from hpcdml.storage.tables import PUSHES, ROUNDS
+from hpcdml.training.aggregator import Aggregator
+from hpcdml.training.background import Background, Every
+from hpcdml.training.records import COLUMNS, table_rows
+from hpcdml.training.snapshots import Snapshots, Version
+
+FLUSH_SECONDS = 1.0
+PROGRESS_SECONDS = 0.1
+
+
+@dataclass
+class Tally:
+    """What the progress bar shows, from the step records that have come in.
+
+    Attributes:
+        loss: sum of the losses of ``steps`` local steps since the last round.
+        idle: seconds in which workers were blocked, of ``busy`` seconds in all, since the start.
+    """
+
+    loss: float = 0.0
+    steps: int = 0
+    idle: float = 0.0
+    busy: float = 0.0
+    last_loss: float = math.nan
+    _columns: dict[str, int] = field(default_factory=lambda: {name: i for i, name in enumerate(COLUMNS)})
+
+    def add(self, rows: np.ndarray) -> None:
+        """Count a block of step records, float64 of shape (rows, columns)."""
+        sums = rows.sum(axis=0)
+        idle, data, compute = (sums[self._columns[n]] for n in ("idle_seconds", "data_seconds", "compute_seconds"))
+        self.loss += sums[self._columns["loss"]]
+        self.steps += len(rows)
+        self.idle += idle
+        self.busy += idle + data + compute
+
+    def mean_loss(self) -> float:
+        """Mean loss since the last call; nan if there was no step."""
+        mean = self.loss / self.steps if self.steps else math.nan
+        self.loss, self.steps = 0.0, 0
+        if not math.isnan(mean):
+            self.last_loss = mean
+        return mean
+
+
+class ServerLoop:
+    """Serves until every worker has sent its final push.
+
+    Args:
+        machine: the server's state machine.
+        channel: the connections to the workers.
+        aggregator: the global parameters.
+        snapshots: takes consistent copies of versions for evaluation and checkpoints.
+        writer: the run's file.
+        progress: what the user sees meanwhile.
+        stop: when to stop; samples and epochs are the machine's business.
+        integers: the integer buffers of version 0, int64.
+    """
+
+    def __init__(
+        self,
+        machine: Server,
+        channel: ServerChannel,
+        aggregator: Aggregator,
+        snapshots: Snapshots,
+        writer: RunWriter,
+        progress: Progress,
+        stop: StopOptions,
+        integers: np.ndarray,
+    ) -> None:
+        self.machine = machine
+        self.channel = channel
+        self.aggregator = aggregator
+        self.snapshots = snapshots
+        self.writer = writer
+        self.progress = progress
+        self.stop = stop
+        self.integers = integers
+        self.schedule = ChunkSchedule(len(aggregator.layout.chunks))
+        self.tally = Tally()
+        self._start = 0.0
+        self._arrived: dict[tuple[int, int], np.ndarray] = {}
+        self._opened: dict[Round, float] = {}
+        self._blocks = {worker: 0 for worker in machine.live}
+        self._blocks_due: dict[int, int] = {}
+        self._evaluations = 0
+        self._flush = Every(FLUSH_SECONDS)
+        self._show = Every(PROGRESS_SECONDS)
+        self._flusher = Background("run file")
+        self._operations: dict[type[Operation], Callable] = {Add: self._add, Close: self._close, Done: self._done}
+
+    def run(self, start: float) -> None:
+        """Serve; ``start`` is the ``perf_counter`` time that counts as zero in the records.
+
+        Raises:
+            HpcdmlError: the run's file or a checkpoint could not be written, or an evaluation failed.
+            ProtocolError, StrayMessage: a worker said something that no worker may say.
+        """
+        self._start = start
+        backoff = Backoff()
+        self._carry_out(self.machine.start())
+        self._work()
+        while not self._ended():
+            events = self.channel.poll()
+            for event in events:
+                self._take(event)
+            if events or not self.schedule.idle:
+                self._work()
+            self._look_after()
+            if events:
+                backoff.reset()
+            else:
+                backoff.wait()
+        self._flusher.finish()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start of training."""
+        return time.perf_counter() - self._start
+
+    def _ended(self) -> bool:
+        return (
+            self.machine.finished
+            and self.schedule.idle
+            and self.channel.drained
+            and all(self._blocks[w] >= due for w, due in self._blocks_due.items())
+        )
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, ChunkArrived):
+            self.schedule.received(event.worker)
+        elif isinstance(event, PushArrived):
+            push = event.push
+            self._arrived[push.worker, push.sequence] = event.integers
+            if push.flags:
+                self._blocks_due[push.worker] = push.records
+            self._carry_out(self.machine.pushed(push))
+        elif isinstance(event, RecordsArrived):
+            self._blocks[event.worker] += 1
+            self.tally.add(event.rows)
+            self.writer.append("steps", table_rows(event.worker, event.rows))
+
+    def _carry_out(self, actions: list[protocol.Action]) -> None:
+        for action in actions:
+            if isinstance(action, Join):
+                self._opened.setdefault(action.round, self.seconds)
+                self.schedule.join(action.round, action.push.worker)
+            elif isinstance(action, Seal):
+                self._seal(action.round)
+
+    def _seal(self, round_: Round) -> None:
+        for push in round_.pushes.values():
+            integers = self._arrived.pop((push.worker, push.sequence))
+            np.maximum(self.integers, integers, out=self.integers)
+        now = self.seconds
+        rows = [
+            (p.worker, p.sequence, now, p.version, round_.version, round_.version - 1 - p.version, p.local_steps, p.samples)
+            for p in round_.pushes.values()
+            if p.local_steps
+        ]
+        if rows:
+            self.writer.append("pushes", PUSHES.rows(*rows))
+            self.snapshots.consider(round_)
+        for worker in round_.recipients:
+            self.channel.send_header(worker, self.machine.message(round_, worker), self.integers)
+        self.schedule.seal(round_)
+
+    def _work(self) -> None:
+        for operation in self.schedule.operations(self._has_room):
+            self._operations[type(operation)](operation)
+
+    def _has_room(self, round_: Round, chunk: int) -> bool:
+        return round_.settled or all(self.channel.has_room(worker) for worker in round_.recipients)
+
+    def _add(self, operation: Add) -> None:
+        if operation.alone:
+            return
+        weight = self.machine.weight(operation.round.pushes[operation.worker])
+        update = self.channel.slot(operation.worker, operation.chunk)
+        self.aggregator.add(operation.chunk, update, weight, operation.first)
+        self.channel.release(operation.worker)
+
+    def _close(self, operation: Close) -> None:
+        round_, chunk = operation.round, operation.chunk
+        if operation.contributors:
+            weight = sum(self.machine.weight(round_.pushes[w]) for w in operation.contributors)
+            alone = self.channel.slot(operation.contributors[0], chunk) if operation.alone else None
+            self.aggregator.close(chunk, weight, round_.share, alone)
+            if operation.alone:
+                self.channel.release(operation.contributors[0])
+            self.snapshots.copy(round_, chunk, self.aggregator.x)
+        if round_.stop:
+            return
+        data = self.aggregator.x.chunk_bytes(chunk)
+        send = self.channel.send_chunk if round_.settled else self.channel.send_copy
+        for worker in round_.recipients:
+            send(worker, data)
+
+    def _done(self, operation: Done) -> None:
+        round_ = operation.round
+        now = self.seconds
+        opened = self._opened.pop(round_, now)
+        contributors = round_.contributors
+        if not contributors:
+            return
+        steps = sum(round_.pushes[w].local_steps for w in contributors)
+        received = len(contributors) * self.aggregator.layout.payload
+        loss = self.tally.mean_loss()
+        row = (round_.version, now, len(contributors), steps, round_.samples, now - opened, received, loss)
+        self.writer.append("rounds", ROUNDS.rows(row))
+        self.snapshots.complete(round_, Version(round_.version, now, round_.samples), self.integers)
+
+    def _look_after(self) -> None:
+        """What is done now and then: stopping, the progress bar, handing rows to the disk's thread."""
+        limit, target = self.stop.max_seconds, self.stop.target_accuracy
+        if not self.machine.stopping:
+            if limit is not None and self.seconds >= limit:
+                self._request_stop(f"--max-seconds {limit} reached")
+            elif target is not None and self.snapshots.best >= target:
+                self._request_stop(f"--target-accuracy {target} reached")
+        if self._show.due:
+            self._show.reset()
+            self.snapshots.check()
+            self._flusher.check()
+            self._show_progress()
+        if self._flush.due and self._flusher.idle:
+            self._flush.reset()
+            self._flusher.give(lambda: self.writer.flush(force=True))
+
+    def _request_stop(self, why: str) -> None:
+        self.writer.event(self.seconds, 0, "stopping", why)
+        self._carry_out(self.machine.request_stop())
+        self._work()
+
+    def _show_progress(self) -> None:
+        now = self.seconds
+        self.progress.update(
+            now,
+            self.machine.version,
+            self.machine.samples,
+            self.machine.samples / now if now > 0 else 0.0,
+            self.tally.last_loss,
+            self.snapshots.accuracy,
+            self.tally.idle / self.tally.busy if self.tally.busy else math.nan,
+        )

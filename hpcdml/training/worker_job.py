@@ -1,0 +1,46 @@
+"""A worker's part of a run: the parts of the worker put together."""
+
+from __future__ import annotations
+
+import torch
+
+from hpcdml.config import TrainConfig
+from hpcdml.mpi.worker_channel import WorkerChannel
+from hpcdml.mpi.world import World
+from hpcdml.parameters import WireVector
+from hpcdml.protocol.policies import make_policy
+from hpcdml.protocol.worker import Worker
+from hpcdml.training.optimizers import make_optimizer, make_scheduler
+from hpcdml.training.setup import Setup
+from hpcdml.training.worker_loop import LocalStep, WorkerLoop, batches
+
+
+class WorkerJob:
+    """Trains in one run; nothing is sent before ``run``."""
+
+    def __init__(self, config: TrainConfig, world: World, setup: Setup) -> None:
+        flat = setup.flat
+        # Dropout and the like differ between workers; the model itself was built from the run's seed.
+        torch.manual_seed(config.run.seed * 1_000_003 + world.rank)
+        optimizer = make_optimizer(config.optimizer, flat.model)
+        step = LocalStep(
+            model=flat.model,
+            criterion=setup.criterion,
+            optimizer=optimizer,
+            scheduler=make_scheduler(config.optimizer, optimizer),
+            batches=batches(setup.data.train.batch, setup.sampler.next, flat.device),
+            accumulate=config.data.accumulate,
+            clip_norm=config.optimizer.clip_norm,
+            epoch_samples=setup.epoch_samples if config.optimizer.scheduler_unit == "epoch" else None,
+            slowdown=float(config.run.slowdown.get(str(world.rank), 1.0)),
+        )
+        pinned = flat.device.type == "cuda"
+        pull, push = WireVector(flat.layout, pinned), WireVector(flat.layout, pinned)
+        machine = Worker(world.rank, make_policy(config.policy), len(world.workers))
+        self.channel = WorkerChannel(world.comm, world.run_id, pull, push)
+        self.loop = WorkerLoop(machine, flat, self.channel, pull, push, step, config.run.poll_us * 1e-6)
+
+    def run(self, start: float) -> None:
+        """Train until the server says stop and everything has been sent."""
+        self.loop.run(start)
+        self.channel.close()

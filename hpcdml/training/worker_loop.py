@@ -1,0 +1,238 @@
+"""The worker's loop: local steps, polls in between, and whatever the state machine says to do with what arrives."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from hpcdml.mpi.backoff import Backoff
+from hpcdml.mpi.worker_channel import WorkerChannel
+from hpcdml.parameters import FlatModel, WireVector
+from hpcdml.protocol.messages import Push
+from hpcdml.protocol.worker import Action, Adopt, SendPush, Stop, TakeUpdate, Train, Wait, Worker
+from hpcdml.training.polling import StepPoller
+from hpcdml.training.records import StepRecords
+
+RECORD_SECONDS = 0.5
+"""Longest time for which step records are collected before they are sent, so that a run can be watched."""
+
+Batches = Callable[[], tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclasses.dataclass
+class LocalStep:
+    """What a worker does in one local step.
+
+    Attributes:
+        batches: returns the next minibatch, on the device of the model.
+        accumulate: minibatches in a local step.
+        epoch_samples: samples of one epoch of all workers together, the unit of the scheduler; None: it steps every local step.
+        slowdown: for experiments, the factor by which the step is made longer.
+    """
+
+    model: nn.Module
+    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler | None
+    batches: Batches
+    accumulate: int = 1
+    clip_norm: float | None = None
+    epoch_samples: int | None = None
+    slowdown: float = 1.0
+
+
+class WorkerLoop:
+    """Trains until the server says stop.
+
+    Args:
+        machine: the worker's state machine.
+        flat: the model.
+        channel: the connection to the server.
+        pull: vector into which the channel receives.
+        push: vector from which the channel sends.
+        step: what is done in a local step.
+        poll_seconds: least time between two polls within a step, in seconds.
+    """
+
+    def __init__(
+        self,
+        machine: Worker,
+        flat: FlatModel,
+        channel: WorkerChannel,
+        pull: WireVector,
+        push: WireVector,
+        step: LocalStep,
+        poll_seconds: float,
+    ) -> None:
+        self.machine = machine
+        self.flat = flat
+        self.channel = channel
+        self.pull = pull
+        self.push = push
+        self.step = step
+        self.poller = StepPoller(channel, step.model, poll_seconds)
+        self._handlers: dict[type[Action], Callable] = {
+            Train: self._train,
+            Wait: self._wait,
+            TakeUpdate: self._take_update,
+            Adopt: self._adopt,
+            SendPush: self._send_push,
+            Stop: self._stop,
+        }
+        self._records = StepRecords(flat.device)
+        self._blocks = 0
+        self._sent_at = 0.0
+        self._epoch = 0
+        self._start = 0.0
+        # Time that the worker was blocked on communication since the last record: waits, copies and polls.
+        self._idle = 0.0
+
+    def run(self, start: float) -> None:
+        """Train; ``start`` is the ``perf_counter`` time that counts as zero in the records.
+
+        Raises:
+            StrayMessage: a message of another run arrived.
+            ValueError: the model replaced a parameter or buffer that the run exchanges.
+        """
+        self._start = self._sent_at = start
+        self.step.model.train()
+        self.channel.expect()
+        with self.poller:
+            while not self.machine.stopped:
+                for action in self.machine.decide():
+                    self._handlers[type(action)](action)
+        backoff = Backoff()
+        while not self.channel.drained:
+            self.channel.poll()
+            backoff.wait()
+
+    def _train(self, action: Train) -> None:
+        begin = time.perf_counter()
+        polled = self.poller.seconds
+        step, data_seconds, samples = self.step, 0.0, 0
+        loss = torch.zeros((), device=self.flat.device)
+        for _ in range(step.accumulate):
+            waiting = time.perf_counter()
+            inputs, targets = step.batches()
+            data_seconds += time.perf_counter() - waiting
+            part = step.criterion(step.model(inputs), targets) / step.accumulate
+            part.backward()
+            loss = loss + part.detach()
+            samples += len(inputs)
+        if step.clip_norm is not None:
+            nn.utils.clip_grad_norm_(step.model.parameters(), step.clip_norm)
+        step.optimizer.step()
+        step.optimizer.zero_grad()
+        if step.slowdown > 1.0:
+            took = time.perf_counter() - begin - (self.poller.seconds - polled)
+            self.poller.sleep((step.slowdown - 1.0) * took)
+        self.machine.stepped(samples)
+        self._schedule()
+        self.poller.poll()
+        end = time.perf_counter()
+        polled = self.poller.seconds - polled
+        self._records.add(
+            loss,
+            step=self.machine.clock,
+            time=end - self._start,
+            samples=self.machine.samples,
+            version=self.machine.version,
+            since_push=self.machine.unsent,
+            data_seconds=data_seconds,
+            compute_seconds=end - begin - data_seconds - polled,
+            idle_seconds=self._idle + polled,
+        )
+        self._idle = 0.0
+        if self._records.full or end - self._sent_at > RECORD_SECONDS:
+            self._send_records(end)
+            self._idle += time.perf_counter() - end
+        self._deliver()
+
+    def _wait(self, action: Wait) -> None:
+        begin = time.perf_counter()
+        backoff = Backoff(longest=100e-6)
+        while self.poller.message is None:
+            backoff.wait()
+            self.poller.poll()
+        self._idle += time.perf_counter() - begin
+        self._deliver()
+
+    def _take_update(self, action: TakeUpdate) -> None:
+        begin = time.perf_counter()
+        if self.machine.version == 0:
+            self.flat.check_views()
+        # Only the message to stop can come while the last push is still leaving: it has no payload and overtakes it.
+        backoff = Backoff()
+        while not self.channel.push_free:
+            backoff.wait()
+            self.poller.poll()
+        self.flat.update_into(self.push)
+        if action.keep:
+            self.flat.set_base()
+        self._idle += time.perf_counter() - begin
+
+    def _adopt(self, action: Adopt) -> None:
+        begin = time.perf_counter()
+        self.flat.adopt(self.pull, self.push, action.compensation)
+        self.flat.set_integers(self.channel.integers)
+        self._idle += time.perf_counter() - begin
+
+    def _send_push(self, action: SendPush) -> None:
+        begin = time.perf_counter()
+        if not self.machine.stopped:
+            self.channel.expect()
+        elif self._records.count:
+            self._send_records(begin)
+        while not self.channel.push_free:
+            self.poller.poll()
+        self.channel.send(self._with_blocks(action.push), self.flat.integers())
+        self._idle += time.perf_counter() - begin
+
+    def _stop(self, action: Stop) -> None:
+        """Nothing to do: ``run`` sees that the machine has stopped."""
+
+    def _deliver(self) -> None:
+        message = self.poller.take()
+        if message is not None:
+            self.machine.arrived(message)
+
+    def _send_records(self, now: float) -> None:
+        self.channel.send_records(self._records.take())
+        self._blocks += 1
+        self._sent_at = now
+
+    def _with_blocks(self, push: Push) -> Push:
+        return dataclasses.replace(push, records=self._blocks)
+
+    def _schedule(self) -> None:
+        step = self.step
+        if step.scheduler is None:
+            return
+        if step.epoch_samples is None:
+            step.scheduler.step()
+            return
+        epoch = self.machine.estimate // step.epoch_samples
+        while self._epoch < epoch:
+            self._epoch += 1
+            step.scheduler.step()
+
+
+def batches(
+    source: Callable[[np.ndarray], tuple[torch.Tensor, torch.Tensor]],
+    indices: Callable[[], np.ndarray],
+    device: torch.device,
+) -> Batches:
+    """Return a function that gets the minibatch of the next indices onto the device."""
+
+    def following() -> tuple[torch.Tensor, torch.Tensor]:
+        inputs, targets = source(indices())
+        return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+
+    return following
+
