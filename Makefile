@@ -6,6 +6,7 @@ RANKS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 # An MPI is installed only where there is no sign of one: a cluster's own must not be hidden behind another.
 OUTSIDE := $(shell printf %s "$$PATH" | tr ':' '\n' | grep -vxF '$(CURDIR)/$(BIN)' | paste -s -d: -)
@@ -55,16 +56,18 @@ $(READY): pyproject.toml constraints.txt
 	    || { echo 'hpcdml needs Python 3.10 or later: make PYTHON=python3.12, for one' >&2; exit 1; }
 	@echo 'Setting up $(VENV) with [$(EXTRAS)]; the first time PyTorch is downloaded, which can take minutes.'
 	@$(PYTHON) -m venv $(VENV)
-	@python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@$(PIP) -e '.[$(EXTRAS)]'
 	@$(if $(SITE_MPI),$(SITE_MPI_CHECK))
 	@touch $@
 
-# The wheel of mpi4py finds most MPIs by itself. Where two ranks do not see each other it is built against the site's.
+# The wheel of mpi4py finds most MPIs by itself. Where it does not, or two ranks do not see each other, it is built
+# against the site's, by the mpicc on the path.
 define SITE_MPI_CHECK
 echo 'Using the MPI of $(SITE_MPI).'; \
-if ! mpirun -n 2 python -c 'from mpi4py import MPI; raise SystemExit(MPI.COMM_WORLD.Get_size() != 2)' >/dev/null 2>&1; then \
-    echo 'The mpi4py wheel does not work with it here; building mpi4py from source.'; \
-    python -m pip install --quiet --disable-pip-version-check -c constraints.txt --force-reinstall --no-deps \
-        --no-cache-dir --no-binary mpi4py mpi4py; \
+if ! { python -c 'from mpi4py import MPI' && \
+       mpirun -n 2 python -c 'from mpi4py import MPI; raise SystemExit(MPI.COMM_WORLD.Get_size() != 2)'; } \
+       >/dev/null 2>&1; then \
+    echo 'The wheel of mpi4py does not work with it; building mpi4py from source.'; \
+    $(PIP) --force-reinstall --no-deps --no-cache-dir --no-binary mpi4py mpi4py; \
 fi
 endef

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hpcdml as package
+import launch
 from hpcdml.cli import files, main, options, ranks, report, train, values
 from hpcdml.cli.parser import Answer
 from hpcdml.config import POLICIES, TrainConfig, flag, groups
@@ -461,3 +462,15 @@ def test_mistake_of_a_single_rank_ends_all(mpirun: Any, tmp_path: Path) -> None:
     (line,) = said(done.stderr)
     assert line.startswith("hpcdml: missing.yaml: no such file of options")
     assert "(rank 1 on " in line
+
+
+def test_hanging_job_is_ended_and_its_output_told(mpirun: Any) -> None:
+    code = "import time; from mpi4py import MPI; print('alive', flush=True); time.sleep(600)"
+    with pytest.raises(launch.JobHangs, match="alive"):
+        mpirun(2, sys.executable, "-c", code, timeout=5)
+
+
+def test_process_that_outlives_its_job_is_found(mpirun: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "LEAVING_SECONDS", 1.0)
+    with pytest.raises(launch.JobLeftProcesses, match="sleep 600"):
+        mpirun(1, "sh", "-c", "setsid sleep 600 >/dev/null 2>&1 &", timeout=60)

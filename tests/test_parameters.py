@@ -20,7 +20,7 @@ class Mixed(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(2, 4, 3).to(memory_format=torch.channels_last)
         self.norm = nn.BatchNorm2d(4)
-        self.double = nn.Linear(4, 3, dtype=torch.float64)
+        self.wide = nn.Linear(4, 3, dtype=torch.float64)
         self.brief = nn.Parameter(torch.randn(5).to(torch.bfloat16))
         self.wave = nn.Parameter(torch.randn(3, dtype=torch.complex64))
         self.frozen = nn.Parameter(torch.randn(7), requires_grad=False)
@@ -46,7 +46,7 @@ def test_values_stay_and_parameters_are_views() -> None:
     assert all(parameters[n] is p for n, p in model.named_parameters())
     assert model.conv.weight.stride() == strides
     memory = {f.untyped_storage().data_ptr() for f in flat.flats}
-    for name in ("conv.weight", "norm.weight", "double.bias", "brief", "wave", "tied.weight"):
+    for name in ("conv.weight", "norm.weight", "wide.bias", "brief", "wave", "tied.weight"):
         assert model.get_parameter(name).untyped_storage().data_ptr() in memory, name
     assert model.norm.running_mean.untyped_storage().data_ptr() in memory
     assert sum(f.numel() for f in flat.flats) == sum(s.count for s in flat.layout.segments)
@@ -90,7 +90,8 @@ def test_update_and_compensated_adoption() -> None:
     torch.testing.assert_close(update.segments[0], start - flat.flats[0], rtol=0, atol=0)
     x.segments[0].fill_(10.0)
     flat.adopt(x, update, compensation=1.0)
-    torch.testing.assert_close(flat.flats[0], 10.0 - (start - (start - torch.cat([torch.full((6,), 0.25), torch.zeros(2)]))))
+    progress = torch.cat([torch.full((6,), 0.25), torch.zeros(2)])
+    torch.testing.assert_close(flat.flats[0], 10.0 - progress)
     flat.update_into(update)
     assert not update.segments[0].any()
 
@@ -158,7 +159,10 @@ def test_digest_tells_models_apart() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["float32", "float64"]), st.integers(1, 5000)), min_size=1), st.integers(1, 9000))
+@given(
+    st.lists(st.tuples(st.sampled_from(["float32", "float64"]), st.integers(1, 5000)), min_size=1),
+    st.integers(1, 9000),
+)
 def test_chunks_cover_every_segment_once(parts: list[tuple[str, int]], chunk_bytes: int) -> None:
     segments, start = [], 0
     for dtype, count in parts:

@@ -20,6 +20,7 @@ from hpcdml.errors import HpcdmlError, UsageError
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train a model over MPI: mpirun -n 3 hpcdml train --help", "hpcdml.cli.train"),
     "report": ("what a run reached, as a table or as JSON", "hpcdml.cli.report"),
+    "bench": ("measure: hpcdml bench --help lists the benchmarks", "hpcdml.cli.bench"),
 }
 
 INTERRUPTED = 130

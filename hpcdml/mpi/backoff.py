@@ -8,7 +8,8 @@ import time
 class Backoff:
     """Sleeps of growing length between polls.
 
-    MPI's own blocking calls spin. Here a rank that waits leaves its core to others, and still reacts within ``longest``.
+    MPI's own blocking calls spin. Here a rank that waits leaves its core to others, and still reacts within
+    ``longest``.
 
     Args:
         longest: longest sleep in seconds.

@@ -18,7 +18,7 @@ WINDOW = 4
 """Receive buffers of one chunk for each worker, and as many for copies of chunks on their way to it."""
 
 RECORD_ROWS = 1024
-"""Most rows of one block of step records, the first of which holds only the number of the others in its first column."""
+"""Most rows of a block of step records; the first row only holds the number of the others, in its first column."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ Event = PushArrived | ChunkArrived | RecordsArrived
 class _Peer:
     """The server's requests and buffers for one worker.
 
-    Receives are posted for the chunks of a push in order, into ``WINDOW`` slots in turn; those of the next push follow on. So
-    the n-th chunk since the start is chunk ``n % chunks``, in slot ``n % WINDOW``.
+    Receives are posted for the chunks of a push in order, into ``WINDOW`` slots in turn; those of the next push follow
+    on. So the n-th chunk since the start is chunk ``n % chunks``, in slot ``n % WINDOW``.
     """
 
     def __init__(self, comm: MPI.Intracomm, worker: int, layout: Layout, columns: int) -> None:

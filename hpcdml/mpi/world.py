@@ -27,7 +27,8 @@ class World:
     Attributes:
         comm: a private duplicate of COMM_WORLD, so that no stray message of other code is received.
         local_worker: number of this worker among the workers on its host, from 0.
-        cores: cores for this worker: those that it may run on, less one for the server, shared with the other workers there.
+        cores: cores for this worker: those that it may run on, less one for the server, shared with the other workers
+            there.
         run_id: a random number that every message of the run carries.
     """
 
@@ -118,7 +119,7 @@ def same_everywhere(world: World, digest: bytes, what: str) -> None:
 
 
 def broadcast(world: World, arrays: Iterable[np.ndarray]) -> None:
-    """Copy the server's arrays into those of every rank. They are C-contiguous, in the same order and of the same sizes."""
+    """Copy the server's arrays into those of every rank: C-contiguous, in the same order, of the same sizes."""
     for array in arrays:
         flat = array.reshape(-1).view(np.uint8)
         for start in range(0, flat.size, _PIECE):

@@ -23,8 +23,9 @@ class FlatModel:
     """Moves a model's trainable parameters and persistent buffers into flat tensors and keeps them there as views.
 
     The model stays usable as it is: its parameters are the same ``nn.Parameter`` objects, and autograd and optimizers
-    write into the flat tensors through them. Half-precision values travel as float32, so that the server keeps them at full
-    precision. Frozen parameters, buffers outside the ``state_dict`` and boolean buffers stay where they are (``static``).
+    write into the flat tensors through them. Half-precision values travel as float32, so that the server keeps them at
+    full precision. Frozen parameters, buffers outside the ``state_dict`` and boolean buffers stay where they are
+    (``static``).
 
     Args:
         model: already on its device. Tied parameters are moved once.
@@ -66,7 +67,7 @@ class FlatModel:
         self.base: list[torch.Tensor] = []
 
     def rehost(self, wire: WireVector) -> None:
-        """Keep the model's values in ``wire`` itself, where they have the type that travels, so that ``load`` copies nothing."""
+        """Keep the model's values in ``wire`` itself, where they have its type, so that ``load`` copies nothing."""
         for number, (group, out) in enumerate(zip(self.members, wire.segments, strict=True)):
             if group[0][1].dtype == out.dtype:
                 self.flats[number] = self._flatten(group, out)
@@ -81,7 +82,8 @@ class FlatModel:
     def update_into(self, out: WireVector) -> None:
         """Write what a push carries: ``base - w`` for parameters, the values themselves for buffers.
 
-        ``base - w`` is exact for any optimizer, and exact in floating point wherever ``base / 2 <= w <= 2 base`` (Sterbenz).
+        ``base - w`` is exact for any optimizer, and exact in floating point wherever ``base / 2 <= w <= 2 base``
+        (Sterbenz).
         """
         for segment, flat, base, wire in zip(self.layout.segments, self.flats, self.base, out.segments, strict=True):
             if segment.kind is Kind.VALUE:

@@ -19,8 +19,8 @@ class Kind(IntEnum):
     UPDATE = 0
     """Parameters: the sum of the local updates travels; the outer optimizer takes it as a pseudo-gradient."""
     VALUE = 1
-    """Floating-point buffers: the values travel and are averaged. The average of running variances is positive, whereas a
-    delayed sum of their differences can fall below zero."""
+    """Floating-point buffers: the values travel and are averaged. The average of running variances is positive, whereas
+    a delayed sum of their differences can fall below zero."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The order in which the server works through the chunks of its rounds, while they are still coming in.
 
-A chunk of a round is aggregated as soon as every member has delivered it, and the new global values of that chunk leave at
-once: the round's transfers in both directions overlap. The sum is formed in rank order, whatever the order of arrival, so it is
-the same bit for bit. Rounds pass each chunk in the order in which they were opened, so no message mixes versions.
+A chunk of a round is aggregated as soon as every member has delivered it, and the new global values of that chunk leave
+at once: the round's transfers in both directions overlap. The sum is formed in rank order, whatever the order of
+arrival, so it is the same bit for bit. Rounds pass each chunk in the order in which they were opened, so no message
+mixes versions.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Add:
 
 @dataclass(frozen=True)
 class Close:
-    """Take the sum of chunk ``chunk`` over ``contributors`` (none: keep the values), then send the chunk to the recipients."""
+    """Apply the sum of chunk ``chunk`` over ``contributors``, if there are any, and send it to the recipients."""
 
     round: Round
     chunk: int
@@ -50,7 +51,9 @@ Operation = Add | Close | Done
 
 @dataclass(eq=False)
 class _Track:
-    """Progress of one round: ``got`` counts the chunks that have come per member, ``cursor`` those added, ``closed`` those closed.
+    """Progress of one round.
+
+    ``got`` counts the chunks that have come per member, ``cursor`` those added, ``closed`` those closed.
 
     ``gone`` holds the members lost meanwhile, which give the chunks that were added before and no more.
     """
@@ -79,7 +82,8 @@ class ChunkSchedule:
     def __init__(self, chunks: int) -> None:
         self.chunks = chunks
         self._tracks: deque[_Track] = deque()
-        # The tracks of a worker's pushes, oldest first. A final push may follow while the one before it is still coming in.
+        # The tracks of a worker's pushes, oldest first. A final push may follow while the one before it is still coming
+        # in.
         self._pushes: dict[int, deque[_Track]] = {}
         self._early: dict[int, int] = {}
 

@@ -1,7 +1,7 @@
 """The headers of the two messages, with a fixed binary layout.
 
-A push goes from a worker to the server, a global message from the server to a worker. Each is a header of fixed size with the
-model's integer buffers appended, followed (if it has a payload) by the chunks of the vector.
+A push goes from a worker to the server, a global message from the server to a worker. Each is a header of fixed size
+with the model's integer buffers appended, followed (if it has a payload) by the chunks of the vector.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The synchronisation policies: what distinguishes BSP, local SGD, DiLoCo, ASP, SSP, OSP and LOSP.
 
-Worker and server run the same state machines under every policy and ask it the few questions below. To add a policy, add a
-class here and its name to ``BUILDERS``.
+Worker and server run the same state machines under every policy and ask it the few questions below. To add a policy,
+add a class here and its name to ``BUILDERS``.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Asp(Policy):
 class Ssp(Policy):
     """Stale synchronous parallel (Ho et al., NIPS 2013): as ASP, and nobody is over ``staleness`` local steps ahead.
 
-    A worker trains on while its push is unanswered, and the server answers one that is ahead only when the slowest has caught up.
+    A worker trains on while its push is unanswered, and the server answers one that is ahead only when the slowest has
+    caught up.
     """
 
     staleness: int = 8
@@ -92,9 +93,10 @@ class Ssp(Policy):
 
 @dataclass(frozen=True)
 class Osp(Policy):
-    """Overlap synchronous parallel (ICPP 2019, doi 10.1145/3337821.3337828): nobody waits, global parameters replace local ones.
+    """Overlap synchronous parallel: nobody waits, global parameters replace local ones.
 
-    ``max_local_steps`` bounds the local steps since the last push; None: no bound.
+    The method of ICPP 2019, doi 10.1145/3337821.3337828. ``max_local_steps`` bounds the local steps since the last
+    push; None: no bound.
     """
 
     max_local_steps: int | None = None

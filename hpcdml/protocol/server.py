@@ -197,10 +197,11 @@ class Server:
         current.samples = self.samples
 
     def _under_way(self) -> int:
-        """About how many samples the workers will have trained on, beyond those that have come, when a stop reaches them.
+        """About how many samples the workers will have trained on, beyond those that have come, when a stop reaches
+        them.
 
-        With overlap that is another round's worth. ``_seal`` stops when half of it would go beyond the bound, so that the
-        overshoot is around zero instead of around a whole round.
+        With overlap that is another round's worth. ``_seal`` stops when half of it would go beyond the bound, so that
+        the overshoot is around zero instead of around a whole round.
         """
         return sum(self._last_samples[w] for w in self.active) if self.policy.overlaps else 0
 

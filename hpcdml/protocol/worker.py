@@ -10,14 +10,14 @@ from hpcdml.protocol.policies import Policy
 
 @dataclass(frozen=True)
 class TakeUpdate:
-    """Form the update since the last push. ``keep``: the local model goes on as it is, and is the base of the next update."""
+    """Form the update since the last push; ``keep``: the local model goes on as it is, the base of the next update."""
 
     keep: bool
 
 
 @dataclass(frozen=True)
 class Adopt:
-    """Make the global parameters that arrived, less ``compensation`` times the update just taken, the local model and base."""
+    """Make the global parameters less ``compensation`` times the update just taken the local model, and the base."""
 
     version: int
     compensation: float
@@ -54,9 +54,10 @@ Action = TakeUpdate | Adopt | SendPush | Train | Wait | Stop
 class Worker:
     """One worker of the method of patent ZL 202011016938.4, under any policy.
 
-    Feed it ``arrived`` when a global message is complete and ``stepped`` after a local step; call ``decide`` after every step,
-    and after every arrival while it waits, and carry out what it returns, in order: update, adoption, push. So the update that is
-    pushed is the one that is compensated, and the buffer of the global parameters is free again when the push leaves.
+    Feed it ``arrived`` when a global message is complete and ``stepped`` after a local step; call ``decide`` after
+    every step, and after every arrival while it waits, and carry out what it returns, in order: update, adoption, push.
+    So the update that is pushed is the one that is compensated, and the buffer of the global parameters is free again
+    when the push leaves.
 
     Args:
         rank: the worker's rank.

@@ -1,7 +1,8 @@
 """Workers, a server and a network in virtual time.
 
-The server's network card takes one chunk at a time in each direction; everything else is the code of a real run: the state
-machines of ``hpcdml.protocol`` and the chunk schedule. The parameters are small numpy vectors, one row for each chunk.
+The server's network card takes one chunk at a time in each direction; everything else is the code of a real run: the
+state machines of ``hpcdml.protocol`` and the chunk schedule. The parameters are small numpy vectors, one row for each
+chunk.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Update = Callable[[int, int, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Network:
-    """Seconds that a message is on its way, and seconds of the server's network card for each chunk, in each direction."""
+    """Seconds that a message is on its way, and that the server's network card takes for a chunk in each direction."""
 
     latency: float = 0.0
     chunk_seconds: float = 0.0
@@ -110,7 +111,9 @@ class Cluster:
         self.nodes = {
             rank: _Node(Worker(rank, policy, workers), x.copy(), x.copy(), blank.copy(), blank.copy()) for rank in ranks
         }
-        self.report = Report(adopted={r: [] for r in ranks}, waited={r: 0.0 for r in ranks}, busy={r: 0.0 for r in ranks})
+        self.report = Report(
+            adopted={r: [] for r in ranks}, waited={r: 0.0 for r in ranks}, busy={r: 0.0 for r in ranks}
+        )
         self.now = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0

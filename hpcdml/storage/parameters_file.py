@@ -62,7 +62,7 @@ def write_state(
             raise ValueError(f"attribute {name}: the name is reserved")
     temporary = target.with_name(f".{target.name}.tmp")
     file: h5py.File | None = None
-    # Kept until the file is flushed: HDF5 writes small arrays when their dataset is let go, and an error in there is lost.
+    # Kept until the file is flushed: HDF5 writes small arrays when their dataset is let go, and an error then is lost.
     datasets: list[h5py.Dataset] = []
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

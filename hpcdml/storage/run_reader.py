@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from hpcdml.errors import UsageError
-from hpcdml.storage.hdf5 import get_attributes, read_group, reading, unescape
+from hpcdml.storage.hdf5 import get_attributes, open_for_reading, read_group, reading, unescape
 from hpcdml.storage.run_file import FILE_NAME, FORMAT, FORMAT_VERSION
 from hpcdml.storage.tables import EVENTS, table
 
@@ -63,30 +63,20 @@ class RunReader:
             KeyError: there is no such table.
             UsageError: the file is damaged.
         """
-        expected = table(name).dtype
+        table(name)
         with self._open() as file:
-            dataset = file[name]
-            if not isinstance(dataset, h5py.Dataset) or dataset.dtype != expected or dataset.ndim != 1:
-                raise UsageError(f"{self.path}: damaged, or not one of ours: table {name} has other columns")
-            rows: np.ndarray = np.asarray(dataset[start:])
-        # A reader may see the new length of a table before the rows themselves, which are zeros then; no row that was
-        # written is all zeros.
-        count = len(rows)
-        while count and not rows[count - 1].tobytes().strip(b"\0"):
-            count -= 1
-        return rows[:count]
+            return self._rows(file, name, start)
 
     def events(self) -> list[tuple[float, int, str, str]]:
         """All events in order, as (seconds, rank, kind, text)."""
-        return [
-            (float(row["time"]), int(row["rank"]), _text(row["kind"]), _text(row["text"]))
-            for row in self.table(EVENTS.name)
-        ]
+        with self._open() as file:
+            return self._events(file)
 
     @property
     def finished(self) -> bool:
         """Whether the run has come to its end and its parameters are there."""
-        return any(kind == "finished" for _, _, kind, _ in self.events())
+        with self._open() as file:
+            return self._finished(file)
 
     def parameters(self) -> dict[str, np.ndarray] | None:
         """The final parameters and buffers by their names in the state_dict, in its order; None where not finished.
@@ -96,10 +86,9 @@ class RunReader:
         Raises:
             UsageError: the file is damaged.
         """
-        if not self.finished:
-            return None
         with self._open() as file:
-            return read_group(file["parameters"])
+            # One opening for both: another run may take this one's place in between.
+            return read_group(file["parameters"]) if self._finished(file) else None
 
     def torch_dtypes(self) -> dict[str, str]:
         """The name of the torch type of every parameter and buffer, finished or not."""
@@ -107,18 +96,27 @@ class RunReader:
             group = file["parameters"]
             return {unescape(name): str(get_attributes(group[name]).get("torch_dtype")) for name in group}
 
+    def _rows(self, file: h5py.File, name: str, start: int = 0) -> np.ndarray:
+        expected, dataset = table(name).dtype, file[name]
+        if not isinstance(dataset, h5py.Dataset) or dataset.dtype != expected or dataset.ndim != 1:
+            raise UsageError(f"{self.path}: damaged, or not one of ours: table {name} has other columns")
+        rows: np.ndarray = np.asarray(dataset[start:])
+        # A reader may see the new length of a table before the rows themselves, which are zeros then, and so are rows
+        # that lie beyond the end of a file that was cut short. No row that was written is all zeros.
+        written = rows.view(np.uint8).reshape(len(rows), expected.itemsize).any(axis=1)
+        return rows if written.all() else rows[: int(written.argmin())]
+
+    def _events(self, file: h5py.File) -> list[tuple[float, int, str, str]]:
+        rows = self._rows(file, EVENTS.name)
+        return [(float(r["time"]), int(r["rank"]), _text(r["kind"]), _text(r["text"])) for r in rows]
+
+    def _finished(self, file: h5py.File) -> bool:
+        return any(kind == "finished" for _, _, kind, _ in self._events(file))
+
     @contextlib.contextmanager
     def _open(self) -> Iterator[h5py.File]:
-        with reading(self.path):
-            try:
-                # The only way into a file that is being written, or whose writer was killed. Without locks: a reader
-                # must not depend on them, and many cluster file systems have none.
-                file = h5py.File(self.path, "r", swmr=True, locking=False)
-            except OSError:
-                # A file of an older format, such as one that went through h5repack, has no SWMR mode.
-                file = h5py.File(self.path, "r", locking=False)
-            with file:
-                yield file
+        with reading(self.path), open_for_reading(self.path) as file:
+            yield file
 
 
 def _text(value: bytes) -> str:

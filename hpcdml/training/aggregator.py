@@ -1,4 +1,4 @@
-"""The server's arithmetic: it forms the weighted sum of a round, chunk by chunk, and applies it to the global parameters."""
+"""The server's arithmetic: the weighted sum of a round, chunk by chunk, applied to the global parameters."""
 
 from __future__ import annotations
 

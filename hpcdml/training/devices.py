@@ -9,7 +9,9 @@ from hpcdml.mpi.world import World
 
 
 def pick_device(option: str, world: World) -> torch.device:
-    """Return the rank's device: with ``auto`` or ``cuda`` the host's GPUs go round robin over its workers, the server has the CPU.
+    """Return the rank's device.
+
+    With ``auto`` or ``cuda`` the host's GPUs go round robin over its workers; the server has the CPU.
 
     Raises:
         UsageError: a GPU is asked for where there is none.
@@ -38,7 +40,7 @@ def pick_device(option: str, world: World) -> torch.device:
 
 
 def set_threads(option: int | None, world: World) -> int:
-    """Set and return this rank's number of CPU threads: the cores that it may use, divided among the workers that share them."""
+    """Set and return this rank's CPU threads: its cores, divided among the workers that share them."""
     threads = 1 if world.is_server else option or world.cores
     torch.set_num_threads(threads)
     return threads

@@ -22,10 +22,11 @@ def make_optimizer(options: OptimizerOptions, model: nn.Module) -> torch.optim.O
     """
     kind = _find("--optimizer", options.optimizer, torch.optim, torch.optim.Optimizer)
     if kind is torch.optim.LBFGS or kind.__name__ == "SparseAdam":
-        raise UsageError(f"--optimizer {options.optimizer}: needs closures or sparse gradients, which a local step has not")
+        raise UsageError(f"--optimizer {options.optimizer}: needs closures or sparse gradients; try SGD or AdamW")
     parameters = [p for p in model.parameters() if p.requires_grad]
     arguments = {"lr": options.lr, **options.optimizer_args}
-    return _build("--optimizer-args", options.optimizer_args, options.optimizer, lambda: kind(parameters, **arguments), kind)
+    given = options.optimizer_args
+    return _build("--optimizer-args", given, options.optimizer, lambda: kind(parameters, **arguments), kind)
 
 
 def make_scheduler(options: OptimizerOptions, optimizer: torch.optim.Optimizer) -> LRScheduler | None:
@@ -38,9 +39,10 @@ def make_scheduler(options: OptimizerOptions, optimizer: torch.optim.Optimizer) 
         return None
     name = options.scheduler
     if name == "ReduceLROnPlateau":
-        raise UsageError("--scheduler ReduceLROnPlateau: needs a metric, which a worker has not; try CosineAnnealingLR or StepLR")
+        raise UsageError("--scheduler ReduceLROnPlateau: needs a metric, which a worker has not; try CosineAnnealingLR")
     kind = _find("--scheduler", name, torch.optim.lr_scheduler, LRScheduler)
-    return _build("--scheduler-args", options.scheduler_args, name, lambda: kind(optimizer, **options.scheduler_args), kind)
+    given = options.scheduler_args
+    return _build("--scheduler-args", given, name, lambda: kind(optimizer, **given), kind)
 
 
 def _find(option: str, name: str, module: Any, base: type) -> Any:
@@ -49,7 +51,8 @@ def _find(option: str, name: str, module: Any, base: type) -> Any:
         return kind
     names = [n for n, k in vars(module).items() if isinstance(k, type) and issubclass(k, base) and k is not base]
     same = [n for n in names if n.lower() == name.lower()]
-    hint = f"did you mean {same[0]}?" if same else "must be one of " + ", ".join(sorted(n for n in names if n[0] != "_"))
+    public = sorted(n for n in names if n[0] != "_")
+    hint = f"did you mean {same[0]}?" if same else "must be one of " + ", ".join(public)
     raise UsageError(f"{option} {name}: {hint}")
 
 
@@ -58,5 +61,6 @@ def _build(option: str, arguments: dict[str, Any], name: str, build: Callable[[]
         return build()
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         given = ",".join(f"{k}={v}" for k, v in arguments.items()) or "(none)"
-        takes = [n for n in inspect.signature(kind.__init__).parameters if n not in ("self", "params", "optimizer", "lr")]
+        hidden = ("self", "params", "optimizer", "lr")
+        takes = [n for n in inspect.signature(kind.__init__).parameters if n not in hidden]
         raise UsageError(f"{option} {given}: {name} takes {', '.join(takes)} ({error})") from error

@@ -1,6 +1,7 @@
-"""The server's optimizers. They take the weighted mean of the workers' updates as a pseudo-gradient (DiLoCo, arXiv 2311.08105).
+"""The server's optimizers, which take the weighted mean of the workers' updates as a pseudo-gradient.
 
-They work chunk by chunk, in place, while other chunks are still coming in.
+The idea is that of FedOpt (arXiv 2003.00295) and DiLoCo (arXiv 2311.08105). They work chunk by chunk, in place, while
+other chunks are still coming in.
 """
 
 from __future__ import annotations

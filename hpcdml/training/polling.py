@@ -16,8 +16,8 @@ from hpcdml.protocol.messages import Global
 class StepPoller:
     """Polls the channel while the model computes, at most once every ``interval`` seconds.
 
-    Within the ``with`` block, forward hooks of the model's innermost modules and gradient hooks of its parameters call ``poll``.
-    While the GPU runs kernels these hooks run ahead of it on the host, so they poll then as well.
+    Within the ``with`` block, forward hooks of the model's innermost modules and gradient hooks of its parameters call
+    ``poll``. While the GPU runs kernels these hooks run ahead of it on the host, so they poll then as well.
 
     Args:
         channel: what is polled.

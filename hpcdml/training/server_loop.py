@@ -173,9 +173,9 @@ class ServerLoop:
         for push in round_.pushes.values():
             integers = self._arrived.pop((push.worker, push.sequence))
             np.maximum(self.integers, integers, out=self.integers)
-        now = self.seconds
+        now, made = self.seconds, round_.version
         rows = [
-            (p.worker, p.sequence, now, p.version, round_.version, round_.version - 1 - p.version, p.local_steps, p.samples)
+            (p.worker, p.sequence, now, p.version, made, made - 1 - p.version, p.local_steps, p.samples)
             for p in round_.pushes.values()
             if p.local_steps
         ]

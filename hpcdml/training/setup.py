@@ -108,7 +108,7 @@ def _model_and_loss(config: TrainConfig, data: TaskData, device: torch.device) -
 
 
 def _sampler_and_trial(config: TrainConfig, world: World, data: TaskData, model: nn.Module) -> ShardSampler:
-    """The sampler; and optimizer and scheduler made once on every rank, so that the server tells what is wrong with them."""
+    """The sampler. Optimizer and scheduler are tried on every rank, so that the server tells of mistakes in them."""
     make_scheduler(config.optimizer, make_optimizer(config.optimizer, model))
     options = config.data
     if data.sharded and not world.is_server:

@@ -19,7 +19,7 @@ from hpcdml.training.background import Background, Every
 
 @dataclass(frozen=True)
 class Version:
-    """A version of the global parameters, when it was made (seconds since the start) and the samples that it contains."""
+    """A version of the global parameters, when it was made (seconds since the start) and its training samples."""
 
     number: int
     seconds: float

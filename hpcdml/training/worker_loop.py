@@ -32,7 +32,8 @@ class LocalStep:
     Attributes:
         batches: returns the next minibatch, on the device of the model.
         accumulate: minibatches in a local step.
-        epoch_samples: samples of one epoch of all workers together, the unit of the scheduler; None: it steps every local step.
+        epoch_samples: samples of one epoch of all workers together, the unit of the scheduler; None: it steps every
+            local step.
         slowdown: for experiments, the factor by which the step is made longer.
     """
 

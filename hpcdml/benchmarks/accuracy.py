@@ -1,0 +1,82 @@
+"""Accuracy for equal samples: every policy beside sequential training with the same data, model, optimizer and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from hpcdml.benchmarks.jobs import policy_names, train_job
+from hpcdml.benchmarks.sequential import train_sequentially
+from hpcdml.config import POLICIES, TrainConfig, option
+
+
+@dataclass(frozen=True)
+class AccuracyOptions:
+    """Benchmark"""
+
+    policies: str = option(",".join(POLICIES), "policies to run")
+    workers: list[float] = option([2], "numbers of workers, as in 1,2")
+    seeds: int = option(5, "runs of each side, with seeds 0, 1, ...")
+    dataset: str = option("digits", "as for train")
+    model: str = option("mlp", "as for train")
+    model_args: dict[str, Any] = option({}, "as for train")
+    batch_size: int = option(32, "as for train")
+    lr: float = option(0.4, "learning rate of every side")
+    epochs: float = option(60.0, "passes over the data, of all workers together")
+    json: bool = option(False, "print JSON instead of a table")
+
+
+def run(options: AccuracyOptions, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Run all sides in turn, seed by seed.
+
+    Args:
+        tell: is called with a line about each run.
+
+    Returns:
+        One row a side: mean and worst accuracy, and the difference of the mean from the sequential one in points.
+
+    Raises:
+        HpcdmlError: a run failed.
+    """
+    common = {
+        "dataset": options.dataset,
+        "model": options.model,
+        "model_args": options.model_args,
+        "batch_size": options.batch_size,
+        "lr": options.lr,
+    }
+    names = policy_names(options.policies)
+    sides = [(policy, int(workers)) for workers in options.workers for policy in names]
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {side: [] for side in sides}
+    sequential = []
+    for seed in range(options.seeds):
+        for policy, workers in sides:
+            job = {**common, "policy": policy, "epochs": options.epochs, "seed": seed}
+            summary = train_job(workers, {k: v for k, v in job.items() if v != {}})
+            found[policy, workers].append(summary)
+            tell(f"seed {seed}, {policy}, {workers} workers: {summary['final_accuracy']:.4f}")
+        # At least as many samples as any of the others had.
+        most = max(found[side][-1]["samples"] for side in sides)
+        result = train_sequentially(TrainConfig.from_flat({**common, "seed": seed}), most)
+        sequential.append(result)
+        tell(f"seed {seed}, sequential: {result.accuracy:.4f}")
+    yardstick = mean(result.accuracy for result in sequential)
+    rows = [_row("sequential", 0, [s.accuracy for s in sequential], [s.samples for s in sequential], yardstick)]
+    for (policy, workers), runs in found.items():
+        accuracies = [r["final_accuracy"] for r in runs]
+        rows.append(_row(policy, workers, accuracies, [r["samples"] for r in runs], yardstick))
+    return rows
+
+
+def _row(side: str, workers: int, accuracies: list[float], samples: list[int], yardstick: float) -> dict[str, Any]:
+    return {
+        "side": side,
+        "workers": workers,
+        "runs": len(accuracies),
+        "accuracy_mean": mean(accuracies),
+        "accuracy_worst": min(accuracies),
+        "points_over_sequential": 100.0 * (mean(accuracies) - yardstick),
+        "samples_mean": round(mean(samples)),
+    }

@@ -1,0 +1,270 @@
+"""Server and worker channels over real MPI: ``mpirun -n 3 python -m pytest --with-mpi tests/mpi``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from mpi4py import MPI
+from torch import nn
+
+from hpcdml.config import POLICIES, PolicyOptions
+from hpcdml.mpi.backoff import Backoff
+from hpcdml.mpi.server_channel import ChunkArrived, PushArrived, RecordsArrived, ServerChannel
+from hpcdml.mpi.worker_channel import WorkerChannel
+from hpcdml.mpi.world import World, barrier, broadcast, gather, hosts, join_world
+from hpcdml.parameters import FlatModel, WireVector
+from hpcdml.protocol.chunks import Add, ChunkSchedule, Close
+from hpcdml.protocol.messages import Global, Push, StrayMessage
+from hpcdml.protocol.policies import make_policy
+from hpcdml.protocol.server import Join, Server
+from hpcdml.protocol.worker import Adopt, SendPush, TakeUpdate, Train, Wait, Worker
+from hpcdml.training.aggregator import Aggregator
+from hpcdml.training.outer import OuterSgd
+
+pytestmark = [pytest.mark.mpi(min_size=2), pytest.mark.timeout(120)]
+
+COLUMNS = 3
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = join_world()
+    yield world
+    barrier(world)
+    world.comm.Free()
+
+
+def small_model() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(50, 60), nn.BatchNorm1d(60), nn.Linear(60, 70).double())
+
+
+def serve(world: World, flat: FlatModel, options: PolicyOptions, max_samples: int) -> tuple[Aggregator, Server]:
+    """The server's loop, without anything but the protocol."""
+    server = Server(make_policy(options), world.workers, max_samples=max_samples)
+    channel = ServerChannel(world.comm, world.run_id, flat.layout, world.workers, COLUMNS)
+    aggregator = Aggregator(flat.layout, OuterSgd(1.0))
+    flat.values_into(aggregator.x)
+    schedule = ChunkSchedule(len(flat.layout.chunks))
+    integers = flat.integers()
+
+    def room(round_, chunk):  # type: ignore[no-untyped-def]
+        return round_.settled or all(channel.has_room(w) for w in round_.recipients)
+
+    def carry_out(actions) -> None:  # type: ignore[no-untyped-def]
+        for action in actions:
+            if isinstance(action, Join):
+                schedule.join(action.round, action.push.worker)
+            else:
+                for worker in action.round.recipients:
+                    channel.send_header(worker, server.message(action.round, worker), integers)
+                schedule.seal(action.round)
+
+    backoff = Backoff()
+    carry_out(server.start())
+    while not (server.finished and schedule.idle and channel.drained):
+        events = channel.poll()
+        for event in events:
+            if isinstance(event, ChunkArrived):
+                schedule.received(event.worker)
+            elif isinstance(event, PushArrived):
+                carry_out(server.pushed(event.push))
+        for operation in schedule.operations(room):
+            if isinstance(operation, Add) and not operation.alone:
+                update = channel.slot(operation.worker, operation.chunk)
+                aggregator.add(operation.chunk, update, 1.0, operation.first)
+                channel.release(operation.worker)
+            elif isinstance(operation, Close):
+                round_, chunk = operation.round, operation.chunk
+                if operation.contributors:
+                    alone = channel.slot(operation.contributors[0], chunk) if operation.alone else None
+                    aggregator.close(chunk, float(len(operation.contributors)), round_.share, alone)
+                    if operation.alone:
+                        channel.release(operation.contributors[0])
+                send = channel.send_chunk if round_.settled else channel.send_copy
+                for worker in () if round_.stop else round_.recipients:
+                    send(worker, aggregator.x.chunk_bytes(chunk))
+        backoff.reset() if events else backoff.wait()
+    channel.close()
+    return aggregator, server
+
+
+def work(world: World, flat: FlatModel, options: PolicyOptions) -> Worker:
+    """The worker's loop; each local step subtracts 1 from every parameter."""
+    machine = Worker(world.rank, make_policy(options), len(world.workers))
+    pull, push = WireVector(flat.layout), WireVector(flat.layout)
+    channel = WorkerChannel(world.comm, world.run_id, pull, push)
+    channel.expect()
+    backoff = Backoff()
+    message = None
+    while not machine.stopped:
+        for action in machine.decide():
+            if isinstance(action, TakeUpdate):
+                while not channel.push_free:
+                    channel.poll()
+                flat.update_into(push)
+                if action.keep:
+                    flat.set_base()
+            elif isinstance(action, Adopt):
+                flat.adopt(pull, push, action.compensation)
+            elif isinstance(action, SendPush):
+                if not machine.stopped:
+                    channel.expect()
+                while not channel.push_free:
+                    channel.poll()
+                channel.send(action.push, flat.integers())
+            elif isinstance(action, Train):
+                with torch.no_grad():
+                    for parameter in flat.model.parameters():
+                        parameter.sub_(1.0)
+                machine.stepped(1)
+                message = channel.poll()
+            elif isinstance(action, Wait):
+                while (message := channel.poll()) is None:
+                    backoff.wait()
+            if message is not None:
+                machine.arrived(message)
+                message = None
+    while not channel.drained:
+        channel.poll()
+    channel.close()
+    return machine
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("chunk_bytes", [256, 1 << 20])
+def test_every_step_reaches_the_server_once(world: World, policy: str, chunk_bytes: int) -> None:
+    options = PolicyOptions(policy=policy, local_steps=None)  # type: ignore[arg-type]
+    flat = FlatModel(small_model(), chunk_bytes)
+    before = [f.clone() for f in flat.flats]
+    workers = len(world.workers)
+    if world.is_server:
+        aggregator, server = serve(world, flat, options, max_samples=60)
+        total = server.samples
+        moved = [b - a for a, b in zip(aggregator.x.segments, before, strict=True)]
+        if policy in ("asp", "ssp"):
+            for segment, m in zip(flat.layout.segments, moved, strict=True):
+                if segment.kind == 0:
+                    torch.testing.assert_close(m, torch.full_like(m, float(total)))
+        elif policy in ("bsp", "local-sgd", "diloco"):
+            torch.testing.assert_close(moved[0], torch.full_like(moved[0], total / workers))
+        else:
+            # A round counts the mean, whatever the number of local steps in it.
+            first = float(moved[0][0])
+            assert 0 < first <= total
+            torch.testing.assert_close(moved[0], torch.full_like(moved[0], first))
+    else:
+        work(world, flat, options)
+    steps = gather(world, server.samples if world.is_server else 0)
+    assert steps[0] >= 60
+
+
+def test_records_arrive_whole_and_a_stray_message_is_refused(world: World) -> None:
+    flat = FlatModel(nn.Linear(4, 4), 1024)
+    rows = np.arange(12.0).reshape(4, COLUMNS)
+    if world.is_server:
+        channel = ServerChannel(world.comm, world.run_id, flat.layout, world.workers, COLUMNS)
+        got: dict[int, np.ndarray] = {}
+        refused = 0
+        while len(got) + refused < 2 * len(world.workers):
+            try:
+                for event in channel.poll():
+                    assert isinstance(event, RecordsArrived)
+                    got[event.worker] = event.rows
+            except StrayMessage as error:
+                assert "another run" in str(error)
+                refused += 1
+                for peer in channel.peers.values():
+                    if peer.header.any():
+                        peer.header[:] = 0
+                        peer.header_request.Start()
+        for worker in world.workers:
+            np.testing.assert_array_equal(got[worker], rows + worker)
+        barrier(world)
+        channel.close()
+    else:
+        vectors = WireVector(flat.layout), WireVector(flat.layout)
+        channel = WorkerChannel(world.comm, world.run_id ^ 1, *vectors)
+        channel.send_records(rows + world.rank)
+        channel.send(Push(world.rank, 0, 1, 0, 0, 0, 0), flat.integers())
+        while not channel.drained:
+            channel.poll()
+        with pytest.raises(RuntimeError, match="still under way"):
+            channel._header_sent = False
+            channel.send(Push(world.rank, 0, 2, 0, 0, 0, 0), flat.integers())
+        channel._header_sent = True
+        barrier(world)
+        channel.close()
+
+
+def test_a_push_is_received_no_faster_than_it_is_taken(world: World) -> None:
+    """The server holds a few chunks of a worker, not its whole push."""
+    flat = FlatModel(nn.Linear(512, 512), 4096)
+    if world.is_server:
+        channel = ServerChannel(world.comm, world.run_id, flat.layout, world.workers, COLUMNS)
+        arrived = dict.fromkeys(world.workers, 0)
+        quiet = 0
+        while quiet < 2000:
+            events = channel.poll()
+            for event in events:
+                arrived[event.worker] += isinstance(event, ChunkArrived)  # type: ignore[union-attr]
+            waiting = all(count >= 4 for count in arrived.values())
+            quiet = quiet + 1 if waiting and not events else 0
+        assert all(count == 4 for count in arrived.values()), arrived
+        chunks = len(flat.layout.chunks)
+        taken = dict.fromkeys(world.workers, 0)
+        while any(count < chunks for count in taken.values()):
+            for worker in world.workers:
+                while taken[worker] < arrived[worker]:
+                    assert float(channel.slot(worker, taken[worker])[0]) == taken[worker] + worker
+                    channel.release(worker)
+                    taken[worker] += 1
+            for event in channel.poll():
+                arrived[event.worker] += isinstance(event, ChunkArrived)  # type: ignore[union-attr]
+        barrier(world)
+        channel.close()
+    else:
+        pull, push = WireVector(flat.layout), WireVector(flat.layout)
+        for number, chunk in enumerate(push.chunks):
+            chunk.fill_(number + world.rank)
+        channel = WorkerChannel(world.comm, world.run_id, pull, push)
+        channel.send(Push(world.rank, 0, 1, 0, 1, 1, 1), flat.integers())
+        while not channel.drained:
+            channel.poll()
+        barrier(world)
+        channel.close()
+
+
+def test_a_stop_needs_no_payload(world: World) -> None:
+    flat = FlatModel(nn.Linear(8, 8), 64)
+    message = Global(1, 7, 0, 0, 123)
+    if world.is_server:
+        channel = ServerChannel(world.comm, world.run_id, flat.layout, world.workers, COLUMNS)
+        for worker in world.workers:
+            channel.send_header(worker, message, flat.integers())
+        while not channel.drained:
+            channel.poll()
+        barrier(world)
+        channel.close()
+    else:
+        channel = WorkerChannel(world.comm, world.run_id, WireVector(flat.layout), WireVector(flat.layout))
+        channel.expect()
+        while (got := channel.poll()) is None:
+            pass
+        assert got == message and dataclasses.asdict(got)["samples"] == 123
+        barrier(world)
+        channel.close()
+
+
+def test_world(world: World) -> None:
+    assert gather(world, world.rank * 10) == [10 * r for r in range(world.size)]
+    assert len(hosts(world)) == world.size
+    array = np.full((3, 5), float(world.rank))
+    broadcast(world, [array])
+    assert not array.any()
+    assert world.cores >= 1
+    assert MPI.Query_thread() >= MPI.THREAD_SINGLE
