@@ -22,7 +22,7 @@ export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 export OMPI_MCA_rmaps_base_oversubscribe := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-DEMO := hpcdml train --dataset digits --model mlp --epochs 30 --overwrite
+DEMO := hpcdml train --dataset digits --model mlp --lr 0.2 --epochs 200 --overwrite
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint clean

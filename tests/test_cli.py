@@ -437,7 +437,7 @@ def said(err: str) -> list[str]:
     ("argv", "line"),
     [
         (["train", "--lr", "abc"], "hpcdml: --lr abc: must be a number"),
-        ([], "hpcdml: which command? train, report; hpcdml --help tells more"),
+        ([], "hpcdml: which command? " + ", ".join(main.COMMANDS) + "; hpcdml --help tells more"),
     ],
 )
 def test_under_mpirun_one_rank_speaks(hpcdml_job: Any, argv: list[str], line: str) -> None:

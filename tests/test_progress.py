@@ -71,9 +71,9 @@ def test_a_file_gets_a_line_every_two_seconds() -> None:
     clock, stream = Clock(), io.StringIO()
     progress = Progress(1000, None, stream, clock=clock)
     assert stream.getvalue() == ""
-    for i in range(50):
-        state(progress, i * 0.1, rounds=i)
-        clock.now += 0.1
+    for i in range(40):
+        state(progress, i * 0.125, rounds=i)
+        clock.now += 0.125
     progress.message("worker 2 is lost")
     progress.close()
     progress.close()

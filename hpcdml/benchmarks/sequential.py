@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from hpcdml.config import TrainConfig
@@ -12,16 +13,22 @@ from hpcdml.training.data import ShardSampler, default_loss, load_data
 from hpcdml.training.evaluation import evaluate
 from hpcdml.training.models import build_model
 from hpcdml.training.optimizers import make_optimizer, make_scheduler
+from hpcdml.training.state import state_arrays
 
 
 @dataclass(frozen=True)
 class Sequential:
-    """What a sequential run reached: accuracy and loss on the held-out data, samples seen, seconds of training."""
+    """What a sequential run reached: accuracy and loss on the held-out data, samples seen, seconds of training.
+
+    Attributes:
+        state: the final parameters by their ``state_dict`` names.
+    """
 
     accuracy: float
     loss: float
     samples: int
     seconds: float
+    state: dict[str, np.ndarray]
 
 
 def train_sequentially(config: TrainConfig, samples: int) -> Sequential:
@@ -55,4 +62,4 @@ def train_sequentially(config: TrainConfig, samples: int) -> Sequential:
             scheduler.step()
     seconds = time.perf_counter() - start
     score = evaluate(model, criterion, data)
-    return Sequential(score.accuracy, score.loss, seen, seconds)
+    return Sequential(score.accuracy, score.loss, seen, seconds, state_arrays(model))

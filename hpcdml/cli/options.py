@@ -85,7 +85,7 @@ def read(argv: Sequence[str], command: str, groups: Sequence[type], description:
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for key, value, place in files.read(found.file) if found.file is not None else ():
-        option = _lookup(key, known, place)
+        option = _lookup(key, known, place, command)
         if option.name in values:
             raise UsageError(f"{place}: {key}: is given twice")
         values[option.name] = option.convert(value, f"{place}: {key}:")
@@ -116,10 +116,10 @@ def _help(option: Option) -> str:
     return f"{option.help}{off} ({kind.name}; default: {shown})".replace("%", "%%")
 
 
-def _lookup(key: str, known: dict[str, Option], place: str) -> Option:
+def _lookup(key: str, known: dict[str, Option], place: str, command: str) -> Option:
     name = key.replace("-", "_")
     if name not in known:
         close = nearest(key.lstrip("-_"), [n.replace("_", "-") for n in known])
-        advice = f"did you mean {close}?" if close else "hpcdml train --help lists them"
+        advice = f"did you mean {close}?" if close else f"hpcdml {command} --help lists them"
         raise UsageError(f"{place}: {show(key)}: no such option; {advice}")
     return known[name]

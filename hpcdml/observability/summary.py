@@ -45,7 +45,7 @@ def summarise(run: RunReader) -> dict[str, Any]:
         data_fraction, compute_fraction: as idle_fraction, for waiting for data and for computing.
         pushes, staleness_mean, staleness_max: over all pushes; staleness counts versions.
         local_steps_per_round, members_per_round, round_seconds_median: over the rounds; bytes_received: their sum.
-        finished: whether the run came to its end; status: its last event; stop_reason: text of the last "stopped".
+        finished: whether the run came to its end; status: its last event; stop_reason: text of the last "stopping".
         dataset, model, created, host, path: from the head of the file.
 
     Raises:
@@ -55,7 +55,7 @@ def summarise(run: RunReader) -> dict[str, Any]:
     steps, pushes, rounds = run.table("steps"), run.table("pushes"), run.table("rounds")
     events = run.events()
     last = events[-1] if events else None
-    stops = [text for _, _, kind, text in events if kind == "stopped"]
+    stops = [text for _, _, kind, text in events if kind in ("stopping", "stopped")]
     summary: dict[str, Any] = {"policy": config.get("policy"), "workers": run.workers}
     summary |= _speed(run, steps)
     summary |= {

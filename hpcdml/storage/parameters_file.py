@@ -96,14 +96,21 @@ def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dic
         UsageError: there is no such file, it is damaged in any bit that matters, or it is none of ours.
     """
     source = Path(path)
-    if not source.is_file():
-        raise UsageError(f"{source}: there is no such file")
-    with reading(source), h5py.File(source, "r", locking=False) as file:
+    with reading(source):
+        if not source.is_file():
+            raise UsageError(f"{source}: there is no such file")
+        return _read(source)
+
+
+def _read(source: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    with h5py.File(source, "r", locking=False) as file:
         found = get_attributes(file)
         if found.get("format") != FORMAT:
             raise UsageError(f"{source}: is not a file of parameters by hpcdml")
         if found.get("format_version") != FORMAT_VERSION:
-            raise UsageError(f"{source}: has format version {found.get('format_version')}; this hpcdml reads 1")
+            raise UsageError(
+                f"{source}: has format version {found.get('format_version')}; this hpcdml reads {FORMAT_VERSION}"
+            )
         state = read_group(file["parameters"])
         attributes = {name: value for name, value in found.items() if name not in _OWN}
         if checksum(state, attributes) != found.get("checksum"):

@@ -35,10 +35,11 @@ class RunReader:
             UsageError: there is no run, or the file is damaged, unreadable or none of ours.
         """
         given = Path(path)
-        self.path = given / FILE_NAME if given.is_dir() else given
-        if not os.path.lexists(self.path):
-            what = f"there is no run here (no {FILE_NAME})" if given.is_dir() else "there is no such file or folder"
-            raise UsageError(f"{given}: {what}")
+        with reading(given):
+            self.path = given / FILE_NAME if given.is_dir() else given
+            if not self.path.exists():
+                what = f"there is no run here (no {FILE_NAME})" if given.is_dir() else "there is no such file or folder"
+                raise UsageError(f"{given}: {what}")
         with reading(self.path):
             self.path.open("rb").close()  # is_hdf5 is silent about a file that may not be read
             if not h5py.is_hdf5(self.path):

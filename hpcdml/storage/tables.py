@@ -8,6 +8,7 @@ All times are seconds since the start of training.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class Table:
     chunk: int
     columns: tuple[Column, ...]
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[Any]:
         """The packed structured type of one row."""
         return np.dtype([(column.name, "<" + column.dtype) for column in self.columns])
