@@ -66,7 +66,9 @@ class PolicyOptions:
     )
     staleness: int = option(8, "s of ssp: local steps that a worker may be ahead of the slowest")
     max_local_steps: int | None = option(None, "most local steps without fresh global parameters; none: no bound")
-    weighting: Weighting = option("uniform", "weight of a worker's update in a round: equal, or by its steps or samples")
+    weighting: Weighting = option(
+        "uniform", "weight of a worker's update in a round: equal, or by its steps or samples"
+    )
     outer_optimizer: OuterName = option("auto", "the server's optimizer; auto: nesterov for diloco, else sgd")
     outer_lr: float | None = option(None, "rate of the outer optimizer (sgd: 1, nesterov: 0.7, adam: 0.001)")
     outer_momentum: float = option(0.9, "momentum of the nesterov outer optimizer")
@@ -77,11 +79,13 @@ class OptimizerOptions:
     """Worker optimizer"""
 
     optimizer: str = option("SGD", "any class of torch.optim")
-    lr: float = option(0.05, "learning rate of the worker's optimizer")
+    lr: float = option(0.1, "learning rate of the worker's optimizer")
     optimizer_args: dict[str, Any] = option({}, "further arguments of the optimizer, as in momentum=0.9,nesterov=true")
     scheduler: str | None = option(None, "any class of torch.optim.lr_scheduler")
     scheduler_args: dict[str, Any] = option({}, "arguments of the scheduler, as in step_size=10,gamma=0.1")
-    scheduler_unit: SchedulerUnit = option("epoch", "step the scheduler at every epoch of all workers or every local step")
+    scheduler_unit: SchedulerUnit = option(
+        "epoch", "step the scheduler at every epoch of all workers or every local step"
+    )
     clip_norm: float | None = option(None, "largest norm of a local step's gradient")
 
 
@@ -195,9 +199,15 @@ def check(config: TrainConfig) -> None:
     need("target_accuracy", target is None or 0 < target <= 1, "above 0 and at most 1 (0.97, not 97)")
     need("policy", values["policy"] in POLICIES, "one of " + ", ".join(POLICIES))
     need("weighting", values["weighting"] in get_args(Weighting), "one of " + ", ".join(get_args(Weighting)))
-    need("outer_optimizer", values["outer_optimizer"] in get_args(OuterName), "one of " + ", ".join(get_args(OuterName)))
+    need(
+        "outer_optimizer", values["outer_optimizer"] in get_args(OuterName), "one of " + ", ".join(get_args(OuterName))
+    )
     need("scheduler_unit", values["scheduler_unit"] in get_args(SchedulerUnit), "epoch or step")
     need("shard_weights", all(math.isfinite(w) and w > 0 for w in values["shard_weights"]), "numbers above 0")
     for worker, factor in values["slowdown"].items():
         need("slowdown", str(worker).isdigit() and int(worker) >= 1, "worker=factor, workers counted from 1")
-        need("slowdown", isinstance(factor, (int, float)) and math.isfinite(factor) and factor >= 1, "factors of 1 or more")
+        need(
+            "slowdown",
+            isinstance(factor, (int, float)) and math.isfinite(factor) and factor >= 1,
+            "factors of 1 or more",
+        )

@@ -129,12 +129,16 @@ def test_half_precision_is_kept_in_full_on_the_wire() -> None:
 
 
 def test_rehosted_model_is_the_wire_vector() -> None:
-    model = nn.Linear(3, 2)
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
     flat = flat_of(model)
     wire = WireVector(flat.layout)
     flat.rehost(wire)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     wire.segments[0].fill_(3.0)
-    assert torch.equal(model.weight, torch.full((2, 3), 3.0))
+    wire.segments[1].fill_(4.0)
+    assert torch.equal(model[0].weight, torch.full((2, 3), 3.0))
+    assert torch.equal(model[1].running_mean, torch.full((2,), 4.0))
     flat.load(wire)
     flat.check_views()
 

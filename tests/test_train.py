@@ -1,4 +1,4 @@
-"""Whole runs, launched by mpirun as a user does: every policy learns, odd shapes of runs end well, the record is right."""
+"""Whole runs, launched by mpirun as a user does: every policy learns, and the record is right."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def done(result: subprocess.CompletedProcess[str], folder: Path) -> dict:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_trains_digits_with_two_workers(policy: str, hpcdml_job: Job, tmp_path: Path) -> None:
-    result = hpcdml_job(3, "train", "--policy", policy, "--lr", "0.4", "--epochs", "30", "--output", tmp_path)
+    result = hpcdml_job(3, "train", "--policy", policy, "--lr", "0.2", "--epochs", "40", "--output", tmp_path)
     summary = done(result, tmp_path)
     assert summary["final_accuracy"] >= 0.95
     assert summary["workers"] == 2 and summary["finished"]
     # With overlap the end is met to about a round, otherwise to the samples of one step.
-    assert 0.9 * 30 * 1437 <= summary["samples"] <= 1.1 * 30 * 1437
+    assert 0.9 * 40 * 1437 <= summary["samples"] <= 1.1 * 40 * 1437
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_learns_with_one_worker(policy: str, hpcdml_job: Job, tmp_path: Path) -> None:
-    result = hpcdml_job(2, "train", "--policy", policy, "--lr", "0.4", "--epochs", "20", "--output", tmp_path)
+    result = hpcdml_job(2, "train", "--policy", policy, "--lr", "0.2", "--epochs", "20", "--output", tmp_path)
     assert done(result, tmp_path)["final_accuracy"] >= 0.94
 
 
@@ -84,11 +84,13 @@ def test_a_run_leaves_a_record_that_explains_itself(hpcdml_job: Job, hpcdml: Job
     assert 2.9 <= summary["wall_seconds"] <= 20
     with h5py.File(folder / "run.h5") as file:
         assert file.attrs["format"] in (b"hpcdml-run", "hpcdml-run")
-        assert {"steps", "pushes", "rounds", "evaluations", "events", "config", "environment", "parameters"} == set(file)
+        assert {"steps", "pushes", "rounds", "evaluations", "events", "config", "environment", "parameters"} == set(
+            file
+        )
         assert file["config"].attrs["lr"] == 0.2 and file["config"].attrs["batch_size"] == 16
         columns = [line.decode() for line in file["steps"].attrs["columns"]]
         assert any("idle_seconds [s]" in line for line in columns)
-        assert file["parameters/layers.0.weight"].shape[0] == 32 or file["parameters"].keys()
+        assert {(32, 64), (10, 32)} <= {values.shape for values in file["parameters"].values()}
     reader = RunReader(folder)
     steps, pushes, rounds = (reader.table(name) for name in ("steps", "pushes", "rounds"))
     for worker in (1, 2):
@@ -102,8 +104,10 @@ def test_a_run_leaves_a_record_that_explains_itself(hpcdml_job: Job, hpcdml: Job
         spent = mine["data_seconds"] + mine["compute_seconds"] + mine["idle_seconds"]
         assert spent.sum() == pytest.approx(mine["time"][-1], rel=0.05)
     np.testing.assert_array_equal(rounds["round"], np.arange(1, len(rounds) + 1))
-    assert rounds["samples"][-1] == summary["samples"] == steps[steps["worker"] == 1]["samples"][-1] + (
-        steps[steps["worker"] == 2]["samples"][-1]
+    assert (
+        rounds["samples"][-1]
+        == summary["samples"]
+        == steps[steps["worker"] == 1]["samples"][-1] + (steps[steps["worker"] == 2]["samples"][-1])
     )
     assert np.isfinite(rounds["loss"][np.isfinite(rounds["loss"])]).all() and np.isfinite(rounds["loss"]).any()
     checkpoints = sorted((folder / "checkpoints").iterdir())
@@ -160,7 +164,7 @@ def test_a_killed_run_can_still_be_read(tmp_path: Path, hpcdml_job: Job, hpcdml:
     assert not told["finished"] and told["samples"] > 0 and told["samples_per_second"] > 0
 
 
-FACTORIES = '''
+FACTORIES = """
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -173,8 +177,9 @@ def model(width=8):
 def data(worker=None, workers=1):
     g = torch.Generator().manual_seed(7 + (worker or 0))
     x = torch.randn(200 + 50 * (worker or 0), 5, generator=g)
-    return TensorDataset(x, x @ torch.arange(5.0).unsqueeze(1)), TensorDataset(x[:50], x[:50] @ torch.arange(5.0).unsqueeze(1))
-'''
+    y = x @ torch.arange(5.0).unsqueeze(1)
+    return TensorDataset(x, y), TensorDataset(x[:50], y[:50])
+"""
 
 
 def test_own_model_and_own_sharded_data(hpcdml_job: Job, tmp_path: Path) -> None:
@@ -197,11 +202,12 @@ def test_own_model_and_own_sharded_data(hpcdml_job: Job, tmp_path: Path) -> None
 def test_image_models_on_an_hdf5_file(model: str, arguments: str, policy: str, hpcdml_job: Job, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 240)
-    x = rng.integers(0, 60, (240, 3, 16, 16)) + 60 * y[:, None, None, None]
+    x = rng.integers(0, 60, (240, 3, 16, 16))
+    x[np.arange(240), y] += 180  # the class is the brightest colour
     with h5py.File(tmp_path / "images.h5", "w") as file:
         file["x"], file["y"] = x.astype(np.uint8), y
     options = ["--dataset", tmp_path / "images.h5", "--model", model, "--policy", policy, "--batch-size", "16"]
-    more = ["--epochs", "6", "--lr", "0.02", "--output", tmp_path / "run"]
+    more = ["--epochs", "15", "--optimizer", "Adam", "--lr", "0.002", "--output", tmp_path / "run"]
     chosen = ["--model-args", arguments] if arguments else []
     summary = done(hpcdml_job(3, "train", *options, *more, *chosen, timeout=240), tmp_path / "run")
     assert np.isfinite(summary["final_loss"]) and summary["final_accuracy"] > 0.4

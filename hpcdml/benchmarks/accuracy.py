@@ -1,4 +1,4 @@
-"""Accuracy for equal samples: every policy beside sequential training with the same data, model, optimizer and seeds."""
+"""Accuracy for equal samples: every policy beside sequential training with the same data, model and seeds."""
 
 from __future__ import annotations
 

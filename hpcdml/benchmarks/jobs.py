@@ -35,7 +35,9 @@ def train_job(workers: int, options: Mapping[str, Any], timeout: float = 1800.0)
     Raises:
         MachineError: there is no mpirun, or the job failed or hung; with its last line.
     """
-    mpirun = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    mpirun = shutil.which(
+        "mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    )
     if mpirun is None:
         raise MachineError("bench needs mpirun on the path")
     with tempfile.TemporaryDirectory(prefix="hpcdml-bench-") as folder:
@@ -53,8 +55,12 @@ def train_job(workers: int, options: Mapping[str, Any], timeout: float = 1800.0)
         except subprocess.TimeoutExpired:
             raise MachineError(f"{' '.join(command)}: still running after {timeout:g} s") from None
         if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if line.startswith("hpcdml:")] or done.stderr.splitlines()
-            raise MachineError(f"{' '.join(arguments)}: status {done.returncode}: {lines[-1] if lines else 'no output'}")
+            lines = [
+                line for line in done.stderr.splitlines() if line.startswith("hpcdml:")
+            ] or done.stderr.splitlines()
+            raise MachineError(
+                f"{' '.join(arguments)}: status {done.returncode}: {lines[-1] if lines else 'no output'}"
+            )
         return summarise(RunReader(f"{folder}/run"))
 
 

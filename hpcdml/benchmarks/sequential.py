@@ -1,4 +1,4 @@
-"""Plain sequential training in one process, the yardstick of every distributed run: no server, no worker, no message."""
+"""Plain sequential training in one process, the yardstick of every distributed run."""
 
 from __future__ import annotations
 

@@ -55,7 +55,9 @@ def run(options: StragglerOptions, tell: Callable[[str], None]) -> list[dict[str
             alone[policy].append(one["samples_per_second_per_worker"][0])
             beside[policy].append(two["samples_per_second_per_worker"][0])
             slow[policy].append(two["samples_per_second_per_worker"][1])
-            tell(f"repeat {repeat}, {policy}: fast worker {beside[policy][-1]:.0f} of {alone[policy][-1]:.0f} samples/s")
+            tell(
+                f"repeat {repeat}, {policy}: fast worker {beside[policy][-1]:.0f} of {alone[policy][-1]:.0f} samples/s"
+            )
     return [
         {
             "policy": policy,

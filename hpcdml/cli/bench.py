@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from hpcdml.cli import options
+from hpcdml.cli import files, options
 from hpcdml.cli.parser import Answer, nearest
 from hpcdml.errors import UsageError
 
@@ -35,11 +36,15 @@ def parse(argv: Sequence[str]) -> tuple[Any, Any]:
         raise UsageError("bench: which one? " + ", ".join(BENCHMARKS))
     if name not in BENCHMARKS:
         close = nearest(name, BENCHMARKS)
-        raise UsageError(f"bench {name}: " + (f"did you mean {close}?" if close else "there are " + ", ".join(BENCHMARKS)))
+        raise UsageError(
+            f"bench {name}: " + (f"did you mean {close}?" if close else "there are " + ", ".join(BENCHMARKS))
+        )
     text, module_name, class_name = BENCHMARKS[name]
     module = importlib.import_module(f"hpcdml.benchmarks.{module_name}")
     kind = getattr(module, class_name)
     request = options.read(argv[1:], f"bench {name}", [kind], f"Measure {text}.")
+    if request.print_config:
+        raise Answer(files.write(dataclasses.asdict(kind(**request.values))))
     return module, kind(**request.values)
 
 

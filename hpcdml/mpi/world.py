@@ -67,7 +67,7 @@ def join_world() -> World:
     return world
 
 
-def _cores(local: MPI.Intracomm, rank: int) -> int:
+def _cores(local: MPI.Comm, rank: int) -> int:
     """Cores for this rank, counted from the ranks of its host that may run on the same ones.
 
     The launcher may have bound each rank to cores of its own, or have left all of them to all.

@@ -156,7 +156,7 @@ class FlatModel:
         first = group[0][1]
         count = sum(t.numel() for _, t in group)
         flat = torch.empty(count, dtype=first.dtype, device=self.device) if out is None else out
-        start = 0
+        start = int(flat.storage_offset())
         for _, tensor in group:
             # Dense tensors keep their strides (channels_last stays channels_last); others become contiguous.
             strides = tensor.stride() if _dense(tensor) else torch.empty(tensor.shape, device="meta").stride()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -120,7 +121,7 @@ class Cluster:
         self._in_free = self._out_free = 0.0
         self._slots: dict[int, list[np.ndarray]] = {rank: [] for rank in ranks}
         for when, rank in lose:
-            self._at(when, lambda rank=rank: self._lose(rank))
+            self._at(when, partial(self._lose, rank))
 
     def run(self, most_events: int = 1_000_000) -> Report:
         """Run to the end.
@@ -199,7 +200,7 @@ class Cluster:
         if push.local_steps:
             for row in self.nodes[rank].update.copy():
                 self._in_free = max(self._in_free, arrival) + self.network.chunk_seconds
-                self._at(self._in_free, lambda row=row: self._chunk_arrives(rank, row))
+                self._at(self._in_free, partial(self._chunk_arrives, rank, row))
 
     def _to_worker(self, rank: int, take: Callable[[_Node], None], seconds: float) -> None:
         self._out_free = max(self._out_free, self.now) + seconds

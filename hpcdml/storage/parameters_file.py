@@ -66,7 +66,7 @@ def write_state(
     datasets: list[h5py.Dataset] = []
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        file = h5py.File(temporary, "w", libver="latest", locking=False)
+        file = h5py.File(temporary, "w", libver=("v110", "v110"), locking=False)
         group = file.create_group("parameters", track_order=True)
         for name, array in arrays.items():
             datasets.append(group.create_dataset(escape(name), shape=array.shape, dtype=array.dtype))

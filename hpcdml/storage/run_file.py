@@ -97,7 +97,7 @@ class RunWriter:
             folder.mkdir(parents=True, exist_ok=True)
             if path.exists() and not overwrite:
                 raise held
-            file = h5py.File(temporary, "w-", libver="latest", locking=False)
+            file = h5py.File(temporary, "w-", libver=("v110", "v110"), locking=False)
             os.set_inheritable(file.id.get_vfd_handle(), False)
             _build(file, config, environment, workers)
             group = file.create_group("parameters", track_order=True)

@@ -29,9 +29,9 @@ def pick_device(option: str, world: World) -> torch.device:
         return device
     if device.type != "cuda":
         raise UsageError(f"--device {option}: must be auto, cpu, cuda or cuda:N")
-    if device.index is None:
-        if not count:
-            raise UsageError(f"--device {option}: there is no GPU on host {world.host}; --device cpu works everywhere")
+    if not count:
+        raise UsageError(f"--device {option}: there is no GPU on host {world.host}; --device cpu works everywhere")
+    if ":" not in option:
         device = torch.device("cuda", world.local_worker % count)
     elif device.index >= count:
         raise UsageError(f"--device {option}: host {world.host} has {count} GPUs, numbered from 0")

@@ -181,7 +181,9 @@ class WorkerLoop:
     def _adopt(self, action: Adopt) -> None:
         begin = time.perf_counter()
         self.flat.adopt(self.pull, self.push, action.compensation)
-        self.flat.set_integers(self.channel.integers)
+        if self.flat.layout.integers:
+            # The maximum: the server cannot know yet what this worker has counted since its last push.
+            self.flat.set_integers(np.maximum(self.flat.integers(), self.channel.integers))
         self._idle += time.perf_counter() - begin
 
     def _send_push(self, action: SendPush) -> None:
@@ -236,4 +238,3 @@ def batches(
         return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
 
     return following
-

@@ -170,7 +170,7 @@ def test_records_arrive_whole_and_a_stray_message_is_refused(world: World) -> No
         channel = ServerChannel(world.comm, world.run_id, flat.layout, world.workers, COLUMNS)
         got: dict[int, np.ndarray] = {}
         refused = 0
-        while len(got) + refused < 2 * len(world.workers):
+        while len(got) < len(world.workers) or not refused:
             try:
                 for event in channel.poll():
                     assert isinstance(event, RecordsArrived)
@@ -178,10 +178,6 @@ def test_records_arrive_whole_and_a_stray_message_is_refused(world: World) -> No
             except StrayMessage as error:
                 assert "another run" in str(error)
                 refused += 1
-                for peer in channel.peers.values():
-                    if peer.header.any():
-                        peer.header[:] = 0
-                        peer.header_request.Start()
         for worker in world.workers:
             np.testing.assert_array_equal(got[worker], rows + worker)
         barrier(world)

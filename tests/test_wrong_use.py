@@ -1,0 +1,359 @@
+"""Wrong input and failing machines, launched by mpirun as a user does: one line, on one rank, the right status, no hang.
+
+Every way to write an option wrongly is in ``test_cli``, every defect of a data set in ``test_data``, of a model in
+``test_models``, of a disk in ``test_storage``. Here is what each kind does to a whole job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from hpcdml.storage.run_reader import RunReader
+
+SECONDS = 240.0  # others may use the machine
+pytestmark = pytest.mark.timeout(SECONDS + 60)
+
+Job = Callable[..., subprocess.CompletedProcess[str]]
+
+FRAME = re.compile(r"^-{70,}\n.*?^-{70,}\n", re.DOTALL | re.MULTILINE)  # around what mpirun itself has to say
+OTHERS = re.compile(r"\[|\d+\.\d s[ ,]")  # what libevent and Open MPI log, and the lines of the progress
+
+FACTORIES = '''
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+
+from hpcdml.cli.ranks import launcher_rank
+
+RANK = launcher_rank()
+
+
+def data():
+    x = torch.randn(400, 4, generator=torch.Generator().manual_seed(1))
+    return TensorDataset(x, (x[:, 0] > 0).long())
+
+
+def no_data():
+    raise FileNotFoundError("no images\\nin /nowhere")
+
+
+class Worn(Dataset):
+    """One sample cannot be read; nobody notices before its turn comes."""
+
+    num_classes = 2
+
+    def __len__(self):
+        return 400
+
+    def __getitem__(self, index):
+        if index == 301:
+            raise OSError("bad block")
+        return torch.full((4,), index / 400), index % 2
+
+
+def worn():
+    return Worn(), data()
+
+
+def model(width=8):
+    return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 2))
+
+
+def fails_on_one_rank():
+    if RANK == 1:
+        raise RuntimeError("no such\\nweights file")
+    return model()
+
+
+def differs_on_one_rank():
+    return model(8 + (RANK == 2))
+
+
+def fits_nothing():
+    return nn.Linear(5, 2)
+
+
+def too_few_scores():
+    return nn.Linear(4, 1)
+
+
+def normalised():
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+
+
+class Fails(nn.Module):
+    """Raises at its n-th call in training or evaluation, on one rank."""
+
+    def __init__(self, rank, training, call, error):
+        super().__init__()
+        self.net = model()
+        self.calls = 0
+        self.when = (rank, training, call)
+        self.error = error
+
+    def forward(self, x):
+        self.calls += self.training == self.when[1]
+        if (RANK, self.training, self.calls) == self.when:
+            Path("failed").write_text(str(time.time()))
+            raise self.error
+        return self.net(x)
+
+
+def fails_in_training():
+    return Fails(2, True, 30, RuntimeError("overheated\\nand melted"))
+
+
+def leaves_in_training():
+    return Fails(1, True, 30, SystemExit(0))
+
+
+def fails_in_evaluation():
+    return Fails(0, False, 5, RuntimeError("cannot judge"))
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which the job runs, with the module ``mine``."""
+    (tmp_path / "mine.py").write_text(FACTORIES)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def disk(folder: Path) -> Iterator[Callable[[str], Path]]:
+    """A function that mounts a small file system (options of mount -t tmpfs) on the folder ``disk``."""
+    place = folder / "disk"
+    place.mkdir()
+    mounted = False
+
+    def mount(options: str) -> Path:
+        nonlocal mounted
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(place)]
+        mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+        if not mounted:
+            pytest.skip("mounting a small file system needs root and the permission to mount")
+        return place
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def train(job: Job, ranks: int, options: str) -> subprocess.CompletedProcess[str]:
+    """Run ``mpirun -n RANKS hpcdml train OPTIONS``."""
+    return job(ranks, "train", *shlex.split(options), timeout=SECONDS)
+
+
+def told(result: subprocess.CompletedProcess[str], status: int) -> str:
+    """The one line of a job that must have ended with a status, without its ``hpcdml:``."""
+    everything = f"status {result.returncode}\n{result.stdout}\n{result.stderr}"
+    assert result.returncode == status, everything
+    lines = [line for line in FRAME.sub("", result.stderr).splitlines() if line and not OTHERS.match(line)]
+    assert len(lines) == 1 and lines[0].startswith("hpcdml: "), everything
+    assert result.stdout == "", everything
+    print(lines[0])
+    return lines[0].removeprefix("hpcdml: ")
+
+
+def write_data(x: Any, y: Any, **more: Any) -> None:
+    with h5py.File("d.h5", "w") as file:
+        for name, values in {"x": x, "y": y, **more}.items():
+            if values is not None:
+                file[name] = values
+
+
+# Seen before any rank communicates
+
+OPTIONS = [
+    ("--batchsize 3", "--batchsize: no such option; did you mean --batch-size?"),
+    ("--batch-size many", "--batch-size many: must be a whole number"),
+    ("--compensation 3", "--compensation 3.0: must be from 0 to 2"),
+    ("--policy osp2", "--policy osp2: must be one of bsp, local-sgd, diloco, asp, ssp, osp, losp"),
+    ("missing.yaml", "missing.yaml: no such file of options (an option itself begins with --)"),
+    ("run.yaml", "run.yaml, line 2: not well-formed YAML: "),
+]
+
+
+@pytest.mark.parametrize(("options", "line"), OPTIONS, ids=[options for options, _ in OPTIONS])
+def test_options(folder: Path, hpcdml_job: Job, options: str, line: str) -> None:
+    (folder / "run.yaml").write_text("lr: 0.1\nmodel: mlp: 2\n")
+    assert told(train(hpcdml_job, 2, options), 2).startswith(line)
+
+
+def test_no_mpirun(folder: Path, hpcdml: Job) -> None:
+    line = told(hpcdml("train", "--dataset", "mine:data"), 2)
+    assert line.endswith(": mpirun -n 3 hpcdml train --dataset mine:data")
+
+
+def test_one_rank(folder: Path, hpcdml_job: Job) -> None:
+    line = told(train(hpcdml_job, 1, "--dataset mine:data"), 2)
+    assert line == "train needs at least 2 ranks, a server and its workers: mpirun -n 3 hpcdml train ..."
+
+
+# Data
+
+X, Y = np.ones((40, 4), np.float32), np.arange(40) % 2
+FILES: list[tuple[str, dict[str, Any], str]] = [
+    ("no x", {"x": None, "y": Y}, "has no data set x, which is needed; it holds y"),
+    ("lengths", {"x": X, "y": Y[:30]}, "x has 40 rows and y has 30; must be as many"),
+    ("negative label", {"x": X, "y": Y - 1}, "y holds the label -1 in row 0; labels count from 0"),
+    ("huge label", {"x": X, "y": Y * 10**7}, "y holds the label 10000000 in row 1; must be the number of a class"),
+    ("NaN", {"x": np.where(np.arange(40)[:, None] == 7, np.nan, X), "y": Y}, "x holds nan in row 7; must hold finite"),
+    ("test part", {"x": X, "y": Y, "x_test": X[:, :3], "y_test": Y}, "x have shape (4,) and rows of x_test (3,)"),
+]
+
+
+@pytest.mark.parametrize(("arrays", "what"), [case[1:] for case in FILES], ids=[case[0] for case in FILES])
+def test_defect_of_a_file(folder: Path, hpcdml_job: Job, arrays: dict[str, Any], what: str) -> None:
+    write_data(**arrays)
+    line = told(train(hpcdml_job, 2, "--dataset d.h5"), 2)
+    assert line.startswith("--dataset d.h5: ") and what in line
+
+
+SETTINGS = [
+    (2, "--dataset digit", "--dataset digit: must be one of digits, iris, "),
+    (2, "--dataset no/such.h5", "--dataset no/such.h5: there is no such file in "),
+    (2, "--dataset mine:no_data", "--dataset mine:no_data: raised FileNotFoundError: no images in /nowhere"),
+    (3, "--dataset d.h5", "--dataset d.h5: 1 samples cannot be shared by 2 workers; each needs at least one"),
+    (3, "--shard-weights 1,2,3", "--shard-weights [1,2,3]: must be 2 numbers, one for each worker"),
+    (3, "--slowdown 3=2", "--slowdown 3=2: must name a worker from 1 to 2"),
+    (2, "--model mlpp", "--model mlpp: must be one of mlp, "),
+    (2, "--model mine:fits_nothing", "--model mine:fits_nothing: does not fit inputs of shape 4: "),
+    (2, "--model mine:too_few_scores", "--model mine:too_few_scores: "),
+    (2, "--model-args widht=3", "--model-args widht=3: mine:model takes width: "),
+    (
+        3,
+        "--model mine:fails_on_one_rank",
+        "--model mine:fails_on_one_rank: raised RuntimeError: no such weights file (r",
+    ),
+    (3, "--model mine:differs_on_one_rank", "--model mine:differs_on_one_rank: "),
+    (2, "--optimizer sgd", "--optimizer sgd: did you mean SGD?"),
+    (2, "--optimizer-args momentun=1", "--optimizer-args momentun=1: SGD takes momentum, "),
+    (2, "--scheduler Step", "--scheduler Step: must be one of "),
+    (2, "--scheduler StepLR", "--scheduler-args (none): StepLR takes step_size, "),
+]
+
+
+@pytest.mark.parametrize(("ranks", "options", "line"), SETTINGS, ids=[options for _, options, _ in SETTINGS])
+def test_setting(folder: Path, hpcdml_job: Job, ranks: int, options: str, line: str) -> None:
+    write_data(X[:2], Y[:2])
+    defaults = "--dataset mine:data --model mine:model --output run"
+    assert told(train(hpcdml_job, ranks, f"{defaults} {options}"), 2).startswith(line)
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(folder: Path, hpcdml_job: Job) -> None:
+    line = told(train(hpcdml_job, 2, "--dataset mine:data --model mine:model --device cuda"), 2)
+    assert line.startswith("--device cuda: there is no GPU on host ")
+    assert "; --device cpu works everywhere (rank 1 on " in line
+
+
+# Places
+
+RUN = "--dataset mine:data --model mine:model --batch-size 4"
+
+
+def test_output_below_a_file(folder: Path, hpcdml_job: Job) -> None:
+    line = told(train(hpcdml_job, 2, f"{RUN} --output mine.py/run"), 2)
+    assert line == "--output mine.py/run: cannot be written: Not a directory"
+
+
+def test_output_on_a_read_only_disk(disk: Callable[[str], Path], hpcdml_job: Job) -> None:
+    disk("size=1m,ro")
+    assert told(train(hpcdml_job, 2, f"{RUN} --output disk/run"), 2) == (
+        "--output disk/run: cannot be written: Read-only file system"
+    )
+
+
+def test_output_holds_a_run(folder: Path, hpcdml_job: Job) -> None:
+    (folder / "run").mkdir()
+    (folder / "run" / "run.h5").write_text("precious")
+    line = told(train(hpcdml_job, 2, f"{RUN} --output run"), 2)
+    assert line == "--output run: holds a run already; choose another folder or add --overwrite"
+    assert (folder / "run" / "run.h5").read_text() == "precious"
+
+
+def test_disk_full_at_the_start(disk: Callable[[str], Path], hpcdml_job: Job) -> None:
+    disk("size=4k")
+    assert told(train(hpcdml_job, 2, f"{RUN} --output disk/run"), 1) == (
+        "--output disk/run: cannot be written: No space left on device"
+    )
+
+
+@pytest.mark.parametrize("more", ["", "--checkpoint-seconds 0.1 --model-args width=2000"], ids=["rows", "checkpoints"])
+def test_disk_full_in_training(disk: Callable[[str], Path], hpcdml_job: Job, more: str) -> None:
+    disk("size=400k")
+    line = told(train(hpcdml_job, 3, f"{RUN} --output disk/run --max-seconds 200 {more}"), 1)
+    assert re.fullmatch(r"rank 0 on \S+: disk/run/\S+\.h5: cannot be written: No space left on device", line)
+    run = RunReader("disk/run")
+    assert not run.finished and (more or len(run.table("steps")) > 0)
+
+
+# Failures in the middle
+
+
+def fails(job: Job, ranks: int, options: str) -> str:
+    """The line of a run that would last for minutes, and ends soon after its failure."""
+    line = told(train(job, ranks, f"{RUN} --output run --max-seconds 200 {options}"), 1)
+    if os.path.exists("failed"):
+        assert time.time() - float(Path("failed").read_text()) < 30
+    return line
+
+
+def test_training_fails_on_one_rank(folder: Path, hpcdml_job: Job) -> None:
+    line = fails(hpcdml_job, 3, "--model mine:fails_in_training")
+    assert re.fullmatch(r"rank 2 on \S+: RuntimeError: overheated and melted", line)
+    assert not RunReader("run").finished
+
+
+def test_training_leaves_on_one_rank(folder: Path, hpcdml_job: Job) -> None:
+    assert re.fullmatch(r"rank 1 on \S+: SystemExit: 0", fails(hpcdml_job, 3, "--model mine:leaves_in_training"))
+
+
+def test_training_fails_on_all_workers_at_once(folder: Path, hpcdml_job: Job) -> None:
+    line = fails(hpcdml_job, 5, "--model mine:normalised --batch-size 1")
+    assert re.match(r"rank [1-4] on \S+: ValueError: Expected more than 1 value per channel when training", line)
+
+
+def test_evaluation_fails(folder: Path, hpcdml_job: Job) -> None:
+    line = fails(hpcdml_job, 2, "--model mine:fails_in_evaluation --eval-seconds 0.1")
+    assert re.fullmatch(r"rank 0 on \S+: evaluation: RuntimeError: cannot judge", line)
+
+
+def test_sample_cannot_be_read(folder: Path, hpcdml_job: Job) -> None:
+    line = fails(hpcdml_job, 3, "--dataset mine:worn")
+    assert re.fullmatch(r"rank [12] on \S+: --dataset mine:worn: a batch of samples raised OSError: bad block", line)
+
+
+# No failure
+
+
+def test_loss_that_is_no_number_ends_no_run(folder: Path, hpcdml_job: Job, hpcdml: Job) -> None:
+    result = train(hpcdml_job, 3, f"{RUN} --output run --epochs 1 --lr 1e30")
+    assert result.returncode == 0, result.stderr
+    assert np.isnan(RunReader("run").table("steps")["loss"]).any()
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    summary = json.loads(hpcdml("report", "run", "--json").stdout, parse_constant=refuse)
+    assert summary["finished"] and summary["final_loss"] is None
