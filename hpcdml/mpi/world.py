@@ -14,6 +14,7 @@ from mpi4py import MPI
 
 from hpcdml.errors import HpcdmlError, UsageError
 from hpcdml.mpi.backoff import Backoff
+from hpcdml.mpi.yielding import keep_the_core
 
 SERVER = 0
 _PIECE = 1 << 28
@@ -52,6 +53,7 @@ class World:
 
 def join_world() -> World:
     """Return this process's place among the ranks that the launcher started."""
+    keep_the_core()
     comm = MPI.COMM_WORLD.Dup()
     comm.Set_errhandler(MPI.ERRORS_RETURN)
     local = comm.Split_type(MPI.COMM_TYPE_SHARED)
