@@ -16,6 +16,7 @@ PolicyName = Literal["bsp", "local-sgd", "diloco", "asp", "ssp", "osp", "losp"]
 Weighting = Literal["uniform", "steps", "samples"]
 OuterName = Literal["auto", "sgd", "nesterov", "adam"]
 SchedulerUnit = Literal["epoch", "step"]
+ProgressName = Literal["auto", "hooks", "thread"]
 
 POLICIES: tuple[str, ...] = get_args(PolicyName)
 
@@ -112,6 +113,10 @@ class RunOptions:
     threads: int | None = option(None, "CPU threads of each worker; none: the cores of the node divided by its ranks")
     chunk_kib: int = option(512, "size in KiB of the pieces in which parameters travel")
     poll_us: int = option(200, "microseconds between two polls for global parameters within a local step")
+    progress: ProgressName = option(
+        "auto",
+        "what polls within a step: hooks of the model, a thread, or auto: hooks, and a thread where they are too few",
+    )
     slowdown: dict[str, float] = option({}, "for experiments: worker=factor,... makes a worker's steps so much longer")
     debug: bool = option(False, "show tracebacks")
 
@@ -202,6 +207,7 @@ def check(config: TrainConfig) -> None:
     need(
         "outer_optimizer", values["outer_optimizer"] in get_args(OuterName), "one of " + ", ".join(get_args(OuterName))
     )
+    need("progress", values["progress"] in get_args(ProgressName), "one of " + ", ".join(get_args(ProgressName)))
     need("scheduler_unit", values["scheduler_unit"] in get_args(SchedulerUnit), "epoch or step")
     need("shard_weights", all(math.isfinite(w) and w > 0 for w in values["shard_weights"]), "numbers above 0")
     for worker, factor in values["slowdown"].items():

@@ -86,10 +86,10 @@ def test_update_and_compensated_adoption() -> None:
     start = flat.flats[0].clone()
     with torch.no_grad():
         model.weight.sub_(0.25)
-    flat.update_into(update)
-    torch.testing.assert_close(update.segments[0], start - flat.flats[0], rtol=0, atol=0)
+    changed = flat.flats[0].clone()
     x.segments[0].fill_(10.0)
-    flat.adopt(x, update, compensation=1.0)
+    flat.exchange(update, x, compensation=1.0)
+    torch.testing.assert_close(update.segments[0], start - changed, rtol=0, atol=0)
     progress = torch.cat([torch.full((6,), 0.25), torch.zeros(2)])
     torch.testing.assert_close(flat.flats[0], 10.0 - progress)
     flat.update_into(update)
@@ -106,10 +106,11 @@ def test_buffers_travel_as_values_and_are_not_compensated() -> None:
     values = next(w for s, w in zip(flat.layout.segments, update.segments, strict=True) if s.kind is Kind.VALUE)
     assert torch.equal(values, torch.cat([model[1].running_mean, model[1].running_var]))
     x = WireVector(flat.layout)
-    x.storage.zero_()
     for wire in x.segments:
         wire.fill_(2.0)
-    flat.adopt(x, update, compensation=1.0)
+    again = WireVector(flat.layout)
+    flat.exchange(again, x, compensation=1.0)
+    assert torch.equal(again.storage, update.storage)
     assert torch.equal(model[1].running_var, torch.full((4,), 2.0))
     assert flat.integers().tolist() == [1]
     flat.set_integers(np.array([41]))
@@ -126,6 +127,33 @@ def test_half_precision_is_kept_in_full_on_the_wire() -> None:
     flat.update_into(update)
     assert update.segments[0].dtype == torch.float32
     torch.testing.assert_close(update.segments[0], flat.base[0].float() - flat.flats[0].float(), rtol=0, atol=0)
+
+
+def test_an_exchange_is_an_update_and_an_adoption_in_one_pass() -> None:
+    """Piece by piece or at once, in every type: the same values bit for bit."""
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Linear(300, 300), nn.BatchNorm1d(300), nn.Linear(300, 5).double(), nn.Linear(5, 5).bfloat16()
+    )
+    flat = flat_of(model, 4096)
+    flat.set_base()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    update, expected, x = (WireVector(flat.layout) for _ in range(3))
+    for wire in x.segments:
+        wire.copy_(torch.randn_like(wire))
+    flat.update_into(expected)
+    kinds = [s.kind for s in flat.layout.segments]
+    models = [
+        (g - 0.5 * d).to(w.dtype) if kind is Kind.UPDATE else g
+        for kind, g, d, w in zip(kinds, x.segments, expected.segments, flat.flats, strict=True)
+    ]
+    flat.exchange(update, x, compensation=0.5)
+    for number, wanted in enumerate(models):
+        assert torch.equal(update.segments[number], expected.segments[number])
+        torch.testing.assert_close(flat.flats[number], wanted.to(flat.flats[number].dtype))
+        assert torch.equal(flat.base[number], flat.flats[number])
 
 
 def test_rehosted_model_is_the_wire_vector() -> None:

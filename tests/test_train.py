@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +123,16 @@ def test_a_run_leaves_a_record_that_explains_itself(hpcdml_job: Job, hpcdml: Job
         "final_accuracy", "final_loss", "time_to_target_seconds",
     }  # fmt: skip
     assert keys <= told.keys() and told["policy"] == "losp" and len(told["idle_fraction"]) == 2
+
+
+@pytest.mark.skipif(shutil.which("h5dump") is None, reason="needs h5dump (Debian's hdf5-tools)")
+def test_h5dump_lists_a_run(hpcdml_job: Job, tmp_path: Path) -> None:
+    options = ["--max-samples", "640", "--checkpoint-seconds", "0.01", "--eval-seconds", "0", "--output", tmp_path]
+    done(hpcdml_job(2, "train", *options), tmp_path)
+    for path in [tmp_path / "run.h5", *(tmp_path / "checkpoints").iterdir()]:
+        listing = subprocess.run(["h5dump", "-n", path], capture_output=True, text=True)
+        assert listing.returncode == 0, listing.stderr
+        assert "/parameters" in listing.stdout
 
 
 def test_stops_at_the_target_accuracy(hpcdml_job: Job, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Wrong input and failing machines, launched by mpirun as a user does: one line, on one rank, the right status, no hang.
+"""Wrong input and failing machines under mpirun, as a user has them: one line, on one rank, the right status, no hang.
 
 Every way to write an option wrongly is in ``test_cli``, every defect of a data set in ``test_data``, of a model in
 ``test_models``, of a disk in ``test_storage``. Here is what each kind does to a whole job.
@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +33,8 @@ FRAME = re.compile(r"^-{70,}\n.*?^-{70,}\n", re.DOTALL | re.MULTILINE)  # around
 OTHERS = re.compile(r"\[|\d+\.\d s[ ,]")  # what libevent and Open MPI log, and the lines of the progress
 
 FACTORIES = '''
-import sys
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -48,6 +50,11 @@ RANK = launcher_rank()
 def data():
     x = torch.randn(400, 4, generator=torch.Generator().manual_seed(1))
     return TensorDataset(x, (x[:, 0] > 0).long())
+
+
+def data_of_one_rank():
+    whole = data()
+    return TensorDataset(*whole[: 400 - (RANK == 1)])
 
 
 def no_data():
@@ -82,7 +89,7 @@ def fails_on_one_rank():
     return model()
 
 
-def differs_on_one_rank():
+def shape_of_one_rank():
     return model(8 + (RANK == 2))
 
 
@@ -122,6 +129,18 @@ def fails_in_training():
 
 def leaves_in_training():
     return Fails(1, True, 30, SystemExit(0))
+
+
+class Killed(Fails):
+    def forward(self, x):
+        try:
+            return super().forward(x)
+        except MemoryError:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_in_training():
+    return Killed(2, True, 30, MemoryError())
 
 
 def fails_in_evaluation():
@@ -166,7 +185,8 @@ def told(result: subprocess.CompletedProcess[str], status: int) -> str:
     """The one line of a job that must have ended with a status, without its ``hpcdml:``."""
     everything = f"status {result.returncode}\n{result.stdout}\n{result.stderr}"
     assert result.returncode == status, everything
-    lines = [line for line in FRAME.sub("", result.stderr).splitlines() if line and not OTHERS.match(line)]
+    text = FRAME.sub("", result.stderr.replace("\0", ""))  # Open MPI ends its notice of an abort with a zero
+    lines = [line for line in text.splitlines() if line and not OTHERS.match(line)]
     assert len(lines) == 1 and lines[0].startswith("hpcdml: "), everything
     assert result.stdout == "", everything
     print(lines[0])
@@ -208,6 +228,13 @@ def test_one_rank(folder: Path, hpcdml_job: Job) -> None:
     assert line == "train needs at least 2 ranks, a server and its workers: mpirun -n 3 hpcdml train ..."
 
 
+def test_ranks_with_other_options(folder: Path, mpirun: Job) -> None:
+    """As from a file of options on a disk that each host has for itself."""
+    command = [sys.executable, "-m", "hpcdml", "train", "--dataset", "mine:data"]
+    line = told(mpirun(1, *command, ":", "-n", "1", *command, "--policy", "bsp", timeout=SECONDS), 2)
+    assert line == "--policy: its value differs between rank 0 and rank 1; must be the same on every rank"
+
+
 # Data
 
 X, Y = np.ones((40, 4), np.float32), np.arange(40) % 2
@@ -232,19 +259,32 @@ SETTINGS = [
     (2, "--dataset digit", "--dataset digit: must be one of digits, iris, "),
     (2, "--dataset no/such.h5", "--dataset no/such.h5: there is no such file in "),
     (2, "--dataset mine:no_data", "--dataset mine:no_data: raised FileNotFoundError: no images in /nowhere"),
-    (3, "--dataset d.h5", "--dataset d.h5: 1 samples cannot be shared by 2 workers; each needs at least one"),
-    (3, "--shard-weights 1,2,3", "--shard-weights [1,2,3]: must be 2 numbers, one for each worker"),
-    (3, "--slowdown 3=2", "--slowdown 3=2: must name a worker from 1 to 2"),
+    (
+        2,
+        "--dataset mine:data_of_one_rank",
+        "--dataset mine:data_of_one_rank: the number or shape of its samples differs",
+    ),
+    (3, "--dataset d.h5", "--dataset d.h5: 1 training samples cannot be shared by 2 workers; each needs at least one"),
+    (2, "--shard-weights 1,2,3", "--shard-weights [1,2,3]: must be 1 numbers, one for each worker"),
+    (2, "--slowdown 2=1.5", "--slowdown 2=1.5: must name a worker from 1 to 1"),
     (2, "--model mlpp", "--model mlpp: must be one of mlp, "),
     (2, "--model mine:fits_nothing", "--model mine:fits_nothing: does not fit inputs of shape 4: "),
-    (2, "--model mine:too_few_scores", "--model mine:too_few_scores: "),
+    (
+        2,
+        "--model mine:too_few_scores",
+        "--model mine:too_few_scores: gives 1 scores for a sample; must give one for each",
+    ),
     (2, "--model-args widht=3", "--model-args widht=3: mine:model takes width: "),
     (
         3,
         "--model mine:fails_on_one_rank",
         "--model mine:fails_on_one_rank: raised RuntimeError: no such weights file (r",
     ),
-    (3, "--model mine:differs_on_one_rank", "--model mine:differs_on_one_rank: "),
+    (
+        3,
+        "--model mine:shape_of_one_rank",
+        "--model mine:shape_of_one_rank: the layout of its parameters differs between",
+    ),
     (2, "--optimizer sgd", "--optimizer sgd: did you mean SGD?"),
     (2, "--optimizer-args momentun=1", "--optimizer-args momentun=1: SGD takes momentum, "),
     (2, "--scheduler Step", "--scheduler Step: must be one of "),
@@ -256,7 +296,9 @@ SETTINGS = [
 def test_setting(folder: Path, hpcdml_job: Job, ranks: int, options: str, line: str) -> None:
     write_data(X[:2], Y[:2])
     defaults = "--dataset mine:data --model mine:model --output run"
-    assert told(train(hpcdml_job, ranks, f"{defaults} {options}"), 2).startswith(line)
+    found = told(train(hpcdml_job, ranks, f"{defaults} {options}"), 2)
+    assert found.startswith(line)
+    assert ("one_rank" in options) == ("rank 1" in found or "rank 2" in found)
     assert not (folder / "run").exists()
 
 
@@ -299,7 +341,7 @@ def test_disk_full_at_the_start(disk: Callable[[str], Path], hpcdml_job: Job) ->
     )
 
 
-@pytest.mark.parametrize("more", ["", "--checkpoint-seconds 0.1 --model-args width=2000"], ids=["rows", "checkpoints"])
+@pytest.mark.parametrize("more", ["", "--checkpoint-seconds 0.1 --model-args width=10000"], ids=["rows", "checkpoints"])
 def test_disk_full_in_training(disk: Callable[[str], Path], hpcdml_job: Job, more: str) -> None:
     disk("size=400k")
     line = told(train(hpcdml_job, 3, f"{RUN} --output disk/run --max-seconds 200 {more}"), 1)
@@ -344,11 +386,20 @@ def test_sample_cannot_be_read(folder: Path, hpcdml_job: Job) -> None:
     assert re.fullmatch(r"rank [12] on \S+: --dataset mine:worn: a batch of samples raised OSError: bad block", line)
 
 
+def test_a_rank_is_killed(folder: Path, hpcdml_job: Job) -> None:
+    """As by a system that is out of memory: the launcher alone can tell, and ends the others."""
+    result = train(hpcdml_job, 3, f"{RUN} --output run --max-seconds 200 --model mine:killed_in_training")
+    assert result.returncode not in (0, 2)
+    assert "hpcdml" not in FRAME.sub("", result.stderr) and "Traceback" not in result.stderr
+    assert time.time() - float(Path("failed").read_text()) < 30
+    assert not RunReader("run").finished
+
+
 # No failure
 
 
 def test_loss_that_is_no_number_ends_no_run(folder: Path, hpcdml_job: Job, hpcdml: Job) -> None:
-    result = train(hpcdml_job, 3, f"{RUN} --output run --epochs 1 --lr 1e30")
+    result = train(hpcdml_job, 3, f"{RUN} --output run --epochs 1 --lr 1e38")
     assert result.returncode == 0, result.stderr
     assert np.isnan(RunReader("run").table("steps")["loss"]).any()
 

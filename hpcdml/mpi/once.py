@@ -10,13 +10,6 @@ from mpi4py import MPI
 from hpcdml.mpi.backoff import Backoff
 
 
-def report_once(message: str) -> None:
-    """Let rank 0 print one line to standard error, and return on all ranks when it has. Every rank calls this."""
-    if MPI.COMM_WORLD.Get_rank() == 0:
-        print(message, file=sys.stderr, flush=True)
-    _wait(MPI.COMM_WORLD.Ibarrier())
-
-
 def settle(status: int, text: str) -> int:
     """Agree on the status of the lowest rank whose status is not 0, and let it say why. Every rank calls this.
 

@@ -14,3 +14,5 @@ class Tag(IntEnum):
     """A chunk of the vector, up and down; its index is its place in the order."""
     RECORDS = 3
     """Rows of step records, up."""
+    FAILURE = 4
+    """Nothing: the sender is about to end all ranks. To every rank above it."""

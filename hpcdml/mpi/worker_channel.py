@@ -27,6 +27,9 @@ class WorkerChannel:
         run_id: number that every message carries.
         pull: vector that global parameters are received into.
         push: vector that pushes are sent from.
+
+    Attributes:
+        moved: whether a chunk was completed by the last poll, so that more may be ready.
     """
 
     def __init__(self, comm: MPI.Intracomm, run_id: int, pull: WireVector, push: WireVector) -> None:
@@ -52,6 +55,7 @@ class WorkerChannel:
         self._started = 0
         self._sent = 0
         self._header_sent = True
+        self.moved = False
 
     @property
     def push_free(self) -> bool:
@@ -101,6 +105,12 @@ class WorkerChannel:
         Raises:
             StrayMessage: what arrived is no global message of this run.
         """
+        before = self._sent + self._arrived
+        message = self._poll()
+        self.moved = self._sent + self._arrived != before
+        return message
+
+    def _poll(self) -> Global | None:
         if not self._header_sent and self._send_header.Test():
             self._header_sent = True
         while self._sent < self._started and self._sends[self._sent].Test():

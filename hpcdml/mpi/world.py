@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import mpi4py
@@ -14,11 +16,17 @@ from mpi4py import MPI
 
 from hpcdml.errors import HpcdmlError, UsageError
 from hpcdml.mpi.backoff import Backoff
+from hpcdml.mpi.tags import Tag
 from hpcdml.mpi.yielding import keep_the_core
 
 SERVER = 0
 _PIECE = 1 << 28
 _MOST_CORES = 4096
+# A failing rank waits so long for word of a lower one that fails as well: longer than an abort takes to end all ranks.
+_GRACE_SECONDS = 1.0
+_PATIENCE_SECONDS = 10.0
+# Time for the launcher to pass the line on before its own notice of the abort.
+_LAUNCHER_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ def same_everywhere(world: World, digest: bytes, what: str) -> None:
     wait(world.comm.Iallgather(mine, everybody))
     for rank in world.workers:
         if not np.array_equal(everybody[rank], everybody[SERVER]):
-            raise UsageError(f"{what} differs between rank 0 and rank {rank}")
+            raise UsageError(f"{what} differs between rank 0 and rank {rank}; must be the same on every rank")
 
 
 def broadcast(world: World, arrays: Iterable[np.ndarray]) -> None:
@@ -146,8 +154,27 @@ def gather(world: World, value: int) -> list[int]:
 
 
 def abort(world: World, error: BaseException) -> None:
-    """Print why this rank cannot go on and end all ranks with status 1. Does not return."""
+    """Print why this rank cannot go on and end all ranks with status 1. Does not return.
+
+    What fails on one rank often fails on all of them at once; the lowest of those that fail together speaks alone.
+    """
+    with suppress(MPI.Exception):
+        _let_lower_ranks_speak(world)
     kind = "" if isinstance(error, HpcdmlError) else f"{type(error).__name__}: "
-    text = str(error).replace("\n", " ")
+    text = " ".join(str(error).split())
     print(f"hpcdml: rank {world.rank} on {world.host}: {kind}{text}", file=sys.stderr, flush=True)
+    time.sleep(_LAUNCHER_SECONDS)
     world.comm.Abort(1)
+
+
+def _let_lower_ranks_speak(world: World) -> None:
+    """Return if no lower rank fails, after a moment; if one does, wait to be ended by it."""
+    empty = bytearray()
+    sends = [world.comm.Isend(empty, rank, Tag.FAILURE) for rank in range(world.rank + 1, world.size)]
+    start = time.monotonic()
+    limit = _GRACE_SECONDS
+    while time.monotonic() - start < limit:
+        if world.comm.Iprobe(MPI.ANY_SOURCE, Tag.FAILURE):
+            limit = _PATIENCE_SECONDS
+        MPI.Request.Testall(sends)
+        time.sleep(0.01)

@@ -16,6 +16,9 @@ from hpcdml.parameters.layout import ALIGNMENT, Kind, Layout, Segment, cut
 from hpcdml.parameters.wire import WireVector
 
 _WIRE = {torch.float64: "float64", torch.complex128: "float64"}
+_PIECE = 1 << 16
+"""Values that are worked on at once in ``exchange``: four vectors of them fit into a core's second cache."""
+
 _INTEGER = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -93,24 +96,35 @@ class FlatModel:
             else:
                 torch.sub(base.to(wire.dtype), flat.to(wire.dtype), out=wire)
 
-    def adopt(self, x: WireVector, update: WireVector | None = None, compensation: float = 0.0) -> None:
-        """Make ``x - compensation * update`` the model, and the base of the next update (LOSP; OSP: compensation 0).
-
-        Buffers become those of ``x``.
-        """
-        if update is None or compensation == 0.0:
-            self.load(x)
-            self.set_base()
-            return
-        for number, (segment, flat) in enumerate(zip(self.layout.segments, self.flats, strict=True)):
-            wire = x.segments[number]
-            if segment.kind is Kind.VALUE:
-                flat.copy_(wire)
-            elif flat.dtype == wire.dtype:
-                torch.sub(wire, update.segments[number], alpha=compensation, out=flat)
-            else:
-                flat.copy_(wire - compensation * update.segments[number])
+    def adopt(self, x: WireVector) -> None:
+        """Make ``x`` the model, and the base of the next update."""
+        self.load(x)
         self.set_base()
+
+    def exchange(self, out: WireVector, x: WireVector, compensation: float) -> None:
+        """Write the update as ``update_into`` does and adopt ``x - compensation * update`` (LOSP; OSP: compensation 0).
+
+        Buffers become those of ``x``. All of it is done piece by piece, while a piece is in the processor's cache.
+        """
+        if not self.base:
+            self.set_base()
+        for number, (segment, flat) in enumerate(zip(self.layout.segments, self.flats, strict=True)):
+            base, update, wire = self.base[number], out.segments[number], x.segments[number]
+            if segment.kind is Kind.VALUE:
+                update.copy_(flat)
+                flat.copy_(wire)
+                base.copy_(wire)
+                continue
+            piece = _PIECE if flat.device.type == "cpu" else flat.numel()
+            parts = zip(*(t.split(piece) for t in (flat, base, update, wire)), strict=True)
+            for w, b, d, g in parts:
+                if w.dtype == d.dtype:
+                    torch.sub(b, w, out=d)
+                    torch.sub(g, d, alpha=compensation, out=w)
+                else:
+                    torch.sub(b.to(d.dtype), w.to(d.dtype), out=d)
+                    w.copy_(g - compensation * d)
+                b.copy_(w)
 
     def load(self, x: WireVector) -> None:
         """Make ``x`` the model."""

@@ -17,7 +17,14 @@ class TakeUpdate:
 
 @dataclass(frozen=True)
 class Adopt:
-    """Make the global parameters less ``compensation`` times the update just taken the local model, and the base."""
+    """Make the global parameters that arrived the local model, and the base of the next update."""
+
+    version: int
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Form the update since the last push, and adopt the global parameters less ``compensation`` times that update."""
 
     version: int
     compensation: float
@@ -48,7 +55,7 @@ class Stop:
     """Training has ended; nothing is to be received any more."""
 
 
-Action = TakeUpdate | Adopt | SendPush | Train | Wait | Stop
+Action = TakeUpdate | Adopt | Exchange | SendPush | Train | Wait | Stop
 
 
 class Worker:
@@ -109,9 +116,9 @@ class Worker:
             self._message, self._awaiting = None, due
             self._slowest, self.version, self.seen = message.slowest, message.version, message.samples
             if push is not None:
-                actions += [TakeUpdate(keep=False), Adopt(message.version, self.policy.compensation), SendPush(push)]
+                actions += [Exchange(message.version, self.policy.compensation), SendPush(push)]
             else:
-                actions.append(Adopt(message.version, 0.0))
+                actions.append(Adopt(message.version))
         elif due and not self._awaiting:
             actions += [TakeUpdate(keep=True), SendPush(self._push(0))]
             self._awaiting = True

@@ -19,7 +19,7 @@ from hpcdml.protocol.messages import Global, Push
 from hpcdml.protocol.policies import Policy
 from hpcdml.protocol.server import Action as ServerAction
 from hpcdml.protocol.server import Join, Round, Seal, Server
-from hpcdml.protocol.worker import Adopt, SendPush, Stop, TakeUpdate, Train, Wait, Worker
+from hpcdml.protocol.worker import Adopt, Exchange, SendPush, Stop, TakeUpdate, Train, Wait, Worker
 
 StepSeconds = Callable[[int, int], float]
 """Seconds that the n-th local step of a worker takes: (rank, n from 1)."""
@@ -155,8 +155,10 @@ class Cluster:
                 node.update = node.base - node.model
                 if action.keep:
                     node.base = node.model.copy()
-            elif isinstance(action, Adopt):
-                node.model = node.pull - action.compensation * node.update if action.compensation else node.pull.copy()
+            elif isinstance(action, (Adopt, Exchange)):
+                node.update = node.base - node.model
+                kept = action.compensation if isinstance(action, Exchange) else 0.0
+                node.model = node.pull - kept * node.update
                 node.base = node.model.copy()
                 self.report.adopted[rank].append((node.machine.clock, action.version))
             elif isinstance(action, SendPush):

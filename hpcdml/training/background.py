@@ -69,7 +69,7 @@ class Background:
                 job()
             except HpcdmlError as error:
                 self.error = error
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self.error = MachineError(f"{self._thread.name}: {type(error).__name__}: {error}")
             finally:
                 with self._wake:

@@ -1,51 +1,84 @@
-"""Polling during a local step, from module and gradient hooks: MPI moves nothing while nobody calls it."""
+"""Polling while a local step computes: MPI moves nothing while nobody calls it.
+
+Two ways, which share one lock. *Hooks* of the model's innermost modules and of its parameters' gradients poll between
+the operations of a step; they cost least, but an operation can last longer than a transfer may stand still. A *thread*
+polls at its own pace while the operations run without Python's lock; it costs more where operations are short.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
 
+from hpcdml.config import ProgressName
 from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.protocol.messages import Global
 
+LONG_GAP = 4e-3
+"""Seconds between two polls of the hooks that count as long: half a megabyte at 1 Gbit/s."""
+
+LONG_GAPS = 16
+"""Long gaps after which ``auto`` adds the thread."""
+
+THREAD_SECONDS = 5e-4
+"""Pause of the thread between two polls in which nothing moved, in seconds."""
+
 
 class StepPoller:
-    """Polls the channel while the model computes, at most once every ``interval`` seconds.
+    """Polls the channel while the model computes.
 
-    Within the ``with`` block, forward hooks of the model's innermost modules and gradient hooks of its parameters call
-    ``poll``. While the GPU runs kernels these hooks run ahead of it on the host, so they poll then as well.
+    The lock belongs to the training thread except within ``computing``: so only there hooks and thread poll.
 
     Args:
         channel: what is polled.
         model: the model whose steps are hooked.
         interval: least time between two polls of the hooks, in seconds.
+        progress: ``hooks``, ``thread``, or ``auto``: hooks, and the thread as well once they leave long gaps.
 
     Attributes:
         message: the global message that has arrived whole, until ``take``.
-        seconds: time spent in polls since the start, in seconds.
+        seconds: time in which the training thread was kept from computing by polls since the start, in seconds.
+        threaded: whether the thread polls.
     """
 
-    def __init__(self, channel: WorkerChannel, model: nn.Module, interval: float) -> None:
+    def __init__(
+        self, channel: WorkerChannel, model: nn.Module, interval: float, progress: ProgressName = "auto"
+    ) -> None:
         self.channel = channel
         self.model = model
         self.interval = interval
+        self.progress = progress
         self.message: Global | None = None
         self.seconds = 0.0
-        self._next = 0.0
+        self.threaded = False
+        self.error: Exception | None = None
+        self._next = self._last = 0.0
+        self._long_gaps = 0
         self._hooks: list[Any] = []
+        self._lock = threading.Lock()
+        self._ending = False
+        self._thread = threading.Thread(target=self._run, name="hpcdml polls", daemon=True)
 
     def __enter__(self) -> StepPoller:
+        self._lock.acquire()
+        if self.progress == "thread":
+            self._start_thread()
+            return self
+
         def after_forward(module: nn.Module, inputs: Any, output: Any) -> None:
             if time.perf_counter() >= self._next:
-                self.poll()
+                self._poll_within()
 
         def after_gradient(parameter: torch.Tensor) -> None:
             if time.perf_counter() >= self._next:
-                self.poll()
+                self._poll_within()
 
         for module in self.model.modules():
             if next(module.children(), None) is None:
@@ -61,16 +94,39 @@ class StepPoller:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        self._ending = True
+        if self._lock.locked():
+            self._lock.release()
+        if self.threaded:
+            self._thread.join()
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Within this block the training thread computes, and hooks and thread poll."""
+        self._last = time.perf_counter()
+        self._lock.release()
+        try:
+            yield
+        finally:
+            begin = time.perf_counter()
+            self._lock.acquire()
+            self.seconds += time.perf_counter() - begin
 
     def poll(self) -> None:
-        """Poll now, and remember the message that this completes."""
-        start = time.perf_counter()
-        message = self.channel.poll()
-        if message is not None:
-            self.message = message
+        """Poll now, outside ``computing``, and remember the message that this completes.
+
+        Raises:
+            Exception: whatever the thread raised.
+        """
+        begin = time.perf_counter()
+        if self.error is not None:
+            raise self.error
+        self._look(begin)
+        self._move()
         end = time.perf_counter()
         self._next = end + self.interval
-        self.seconds += end - start
+        self._last = end
+        self.seconds += end - begin
 
     def take(self) -> Global | None:
         """Return the message that has arrived, once."""
@@ -78,8 +134,51 @@ class StepPoller:
         return message
 
     def sleep(self, seconds: float) -> None:
-        """Let time pass as if the device were computing for so long: polls go on."""
+        """Let time pass, within ``computing``, as if the device were busy for so long: polls go on."""
         until = time.perf_counter() + seconds
         while (left := until - time.perf_counter()) > 0:
             time.sleep(min(left, max(self.interval, 1e-4)))
-            self.poll()
+            self._poll_within()
+
+    def _poll_within(self) -> None:
+        """A hook's poll: none where the thread is at it."""
+        begin = time.perf_counter()
+        if self._lock.acquire(blocking=False):
+            try:
+                self._look(begin)
+                self._move()
+            finally:
+                self._lock.release()
+        end = time.perf_counter()
+        self._next = end + self.interval
+        self._last = end
+        self.seconds += end - begin
+
+    def _move(self) -> bool:
+        message = self.channel.poll()
+        if message is not None:
+            self.message = message
+        return self.channel.moved
+
+    def _look(self, now: float) -> None:
+        """Count a long gap since the last poll; too many of them, and the thread is needed."""
+        if now - self._last > LONG_GAP and self.progress == "auto" and not self.threaded:
+            self._long_gaps += 1
+            if self._long_gaps >= LONG_GAPS:
+                self._start_thread()
+
+    def _start_thread(self) -> None:
+        self.threaded = True
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._ending:
+            moved = False
+            with self._lock:
+                if not self._ending:
+                    try:
+                        moved = self._move()
+                    except Exception as error:
+                        self.error = error
+                        return
+            time.sleep(0 if moved else THREAD_SECONDS)

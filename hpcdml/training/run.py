@@ -24,7 +24,7 @@ def train(config: TrainConfig) -> int:
         _run(config, world)
     except AgreedFailure as failure:
         return failure.status
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a user's model may call sys.exit
         # Only this rank knows of it, and the others may be waiting for it.
         if config.run.debug:
             traceback.print_exc()
@@ -36,11 +36,9 @@ def _run(config: TrainConfig, world: World) -> None:
     together(lambda: _need_workers(world))
     setup = set_up(config, world)
     names = hosts(world)
-
-    def prepare() -> ServerJob | WorkerJob:
-        return ServerJob(config, world, setup, names) if world.is_server else WorkerJob(config, world, setup)
-
-    job = together(prepare)
+    worker = together(lambda: None if world.is_server else WorkerJob(config, world, setup))
+    # Only now that nothing else can go wrong, as it leaves a file behind.
+    job = together(lambda: worker or ServerJob(config, world, setup, names))
     barrier(world)
     job.run(time.perf_counter())
     # Nobody leaves before the result is written: a launcher would count a rank that fails later as the only one.

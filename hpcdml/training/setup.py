@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,13 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpcdml.config import TrainConfig
+from hpcdml.config import RunOptions, StopOptions, TrainConfig, flag
 from hpcdml.errors import HpcdmlError, UsageError
 from hpcdml.mpi import once
 from hpcdml.mpi.world import World, broadcast, gather, same_everywhere
 from hpcdml.parameters import FlatModel
-from hpcdml.training.data import ShardSampler, TaskData, default_loss, load_data
-from hpcdml.training.data.losses import Loss
+from hpcdml.training.data import DataSpec, ShardSampler, TaskData, accuracy_counts, default_loss, load_data
+from hpcdml.training.data.losses import Loss, cross_entropy
 from hpcdml.training.devices import pick_device, set_threads
 from hpcdml.training.models import build_model
 from hpcdml.training.optimizers import make_optimizer, make_scheduler
@@ -63,7 +65,7 @@ def together(stage: Callable[[], T]) -> T:
         result.append(stage())
     except HpcdmlError as error:
         status, line = error.status, f"hpcdml: {_one_line(error)}"
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         status, line = 1, f"hpcdml: failed: {type(error).__name__}: {_one_line(error)}"
     agreed = once.settle(status, line)
     if agreed:
@@ -77,20 +79,39 @@ def set_up(config: TrainConfig, world: World) -> Setup:
     Raises:
         AgreedFailure: on every rank, if something is wrong on any.
     """
+    together(lambda: _compare_options(config, world))
     device, data = together(lambda: _device_and_data(config, world))
+    samples = _digest((data.spec, None if data.sharded else len(data.train)))
+    together(lambda: same_everywhere(world, samples, f"--dataset {data.name}: the number or shape of its samples"))
     flat, criterion = together(lambda: _model_and_loss(config, data, device))
-    together(lambda: same_everywhere(world, flat.layout.digest(), f"--model {config.model.model}: its layout"))
+    layout, model = flat.layout.digest(), config.model.model
+    together(lambda: same_everywhere(world, layout, f"--model {model}: the layout of its parameters"))
     lengths = gather(world, 0 if world.is_server and data.sharded else len(data.train))
     sampler = together(lambda: _sampler_and_trial(config, world, data, flat.model))
     _share_static(world, flat)
     return Setup(data, criterion, flat, sampler, sum(lengths) if data.sharded else lengths[0])
 
 
+def _compare_options(config: TrainConfig, world: World) -> None:
+    """Make sure that all ranks mean the same run: each reads the file of options itself, perhaps from its own disk.
+
+    Places and devices may differ from host to host.
+    """
+    free = {field.name for group in (StopOptions, RunOptions) for field in dataclasses.fields(group)} | {"dataset"}
+    for name, value in config.flat().items():
+        if name not in free or name in ("seed", "chunk_kib"):
+            same_everywhere(world, _digest(value), f"{flag(name)}: its value")
+
+
+def _digest(value: object) -> bytes:
+    return hashlib.sha256(repr(value).encode()).digest()
+
+
 def _device_and_data(config: TrainConfig, world: World) -> tuple[torch.device, TaskData]:
     workers = len(world.workers)
-    for worker in config.run.slowdown:
+    for worker, factor in config.run.slowdown.items():
         if int(worker) > workers:
-            raise UsageError(f"--slowdown {worker}=...: must name a worker from 1 to {workers}")
+            raise UsageError(f"--slowdown {worker}={factor:g}: must name a worker from 1 to {workers}")
     device = pick_device(config.run.device, world)
     set_threads(config.run.threads, world)
     return device, load_data(config.data, None if world.is_server else world.rank - 1, workers)
@@ -114,6 +135,9 @@ def _sampler_and_trial(config: TrainConfig, world: World, data: TaskData, model:
     if data.sharded and not world.is_server:
         return ShardSampler(len(data.train), 0, 1, options.batch_size, config.run.seed)
     worker, workers = max(0, world.rank - 1), len(world.workers)
+    if len(data.train) < workers:
+        many = f"{len(data.train)} training samples cannot be shared by {workers} workers"
+        raise UsageError(f"--dataset {data.name}: {many}; each needs at least one")
     return ShardSampler(len(data.train), worker, workers, options.batch_size, config.run.seed, options.shard_weights)
 
 
@@ -129,7 +153,10 @@ def _try_out(model: nn.Module, criterion: Loss, data: TaskData, name: str) -> No
     model.eval()
     try:
         with torch.no_grad():
-            loss = criterion(model(inputs.to(device)), targets.to(device))
+            output, targets = model(inputs.to(device)), targets.to(device)
+            _check_scores(output, criterion, data.spec, name)
+            loss = criterion(output, targets)
+            accuracy_counts(output, targets, data.spec)
     except HpcdmlError:
         raise
     except Exception as error:
@@ -139,6 +166,16 @@ def _try_out(model: nn.Module, criterion: Loss, data: TaskData, name: str) -> No
         model.train(training)
     if loss.numel() != 1:
         raise UsageError(f"--loss: must return one number, got {loss.numel()}")
+
+
+def _check_scores(output: torch.Tensor, criterion: Loss, spec: DataSpec, name: str) -> None:
+    """The samples of the trial need not have the labels for which a score is missing."""
+    axis = 2 if spec.task == "tokens" else 1
+    if criterion is cross_entropy and output.ndim > axis and output.shape[axis] < spec.outputs:
+        raise UsageError(
+            f"--model {name}: gives {output.shape[axis]} scores for a sample; must give one for each of the "
+            f"{spec.outputs} classes"
+        )
 
 
 def _share_static(world: World, flat: FlatModel) -> None:
@@ -151,5 +188,5 @@ def _share_static(world: World, flat: FlatModel) -> None:
             tensor.copy_(copy)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())

@@ -38,7 +38,9 @@ class WorkerJob:
         pull, push = WireVector(flat.layout, pinned), WireVector(flat.layout, pinned)
         machine = Worker(world.rank, make_policy(config.policy), len(world.workers))
         self.channel = WorkerChannel(world.comm, world.run_id, pull, push)
-        self.loop = WorkerLoop(machine, flat, self.channel, pull, push, step, config.run.poll_us * 1e-6)
+        self.loop = WorkerLoop(
+            machine, flat, self.channel, pull, push, step, config.run.poll_us * 1e-6, config.run.progress
+        )
 
     def run(self, start: float) -> None:
         """Train until the server says stop and everything has been sent."""

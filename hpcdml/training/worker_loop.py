@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from hpcdml.config import ProgressName
 from hpcdml.mpi.backoff import Backoff
 from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.parameters import FlatModel, WireVector
 from hpcdml.protocol.messages import Push
-from hpcdml.protocol.worker import Action, Adopt, SendPush, Stop, TakeUpdate, Train, Wait, Worker
+from hpcdml.protocol.worker import Action, Adopt, Exchange, SendPush, Stop, TakeUpdate, Train, Wait, Worker
 from hpcdml.training.polling import StepPoller
 from hpcdml.training.records import StepRecords
 
@@ -59,6 +60,7 @@ class WorkerLoop:
         push: vector from which the channel sends.
         step: what is done in a local step.
         poll_seconds: least time between two polls within a step, in seconds.
+        progress: what polls within a step; see ``StepPoller``.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class WorkerLoop:
         push: WireVector,
         step: LocalStep,
         poll_seconds: float,
+        progress: ProgressName = "auto",
     ) -> None:
         self.machine = machine
         self.flat = flat
@@ -77,12 +80,13 @@ class WorkerLoop:
         self.pull = pull
         self.push = push
         self.step = step
-        self.poller = StepPoller(channel, step.model, poll_seconds)
+        self.poller = StepPoller(channel, step.model, poll_seconds, progress)
         self._handlers: dict[type[Action], Callable] = {
             Train: self._train,
             Wait: self._wait,
             TakeUpdate: self._take_update,
             Adopt: self._adopt,
+            Exchange: self._exchange,
             SendPush: self._send_push,
             Stop: self._stop,
         }
@@ -118,21 +122,22 @@ class WorkerLoop:
         polled = self.poller.seconds
         step, data_seconds, samples = self.step, 0.0, 0
         loss = torch.zeros((), device=self.flat.device)
-        for _ in range(step.accumulate):
-            waiting = time.perf_counter()
-            inputs, targets = step.batches()
-            data_seconds += time.perf_counter() - waiting
-            part = step.criterion(step.model(inputs), targets) / step.accumulate
-            part.backward()
-            loss = loss + part.detach()
-            samples += len(inputs)
-        if step.clip_norm is not None:
-            nn.utils.clip_grad_norm_(step.model.parameters(), step.clip_norm)
-        step.optimizer.step()
-        step.optimizer.zero_grad()
-        if step.slowdown > 1.0:
-            took = time.perf_counter() - begin - (self.poller.seconds - polled)
-            self.poller.sleep((step.slowdown - 1.0) * took)
+        with self.poller.computing():
+            for _ in range(step.accumulate):
+                waiting = time.perf_counter()
+                inputs, targets = step.batches()
+                data_seconds += time.perf_counter() - waiting
+                part = step.criterion(step.model(inputs), targets) / step.accumulate
+                part.backward()
+                loss = loss + part.detach()
+                samples += len(inputs)
+            if step.clip_norm is not None:
+                nn.utils.clip_grad_norm_(step.model.parameters(), step.clip_norm)
+            step.optimizer.step()
+            step.optimizer.zero_grad()
+            if step.slowdown > 1.0:
+                took = time.perf_counter() - begin - (self.poller.seconds - polled)
+                self.poller.sleep((step.slowdown - 1.0) * took)
         self.machine.stepped(samples)
         self._schedule()
         self.poller.poll()
@@ -166,8 +171,6 @@ class WorkerLoop:
 
     def _take_update(self, action: TakeUpdate) -> None:
         begin = time.perf_counter()
-        if self.machine.version == 0:
-            self.flat.check_views()
         # Only the message to stop can come while the last push is still leaving: it has no payload and overtakes it.
         backoff = Backoff()
         while not self.channel.push_free:
@@ -180,11 +183,24 @@ class WorkerLoop:
 
     def _adopt(self, action: Adopt) -> None:
         begin = time.perf_counter()
-        self.flat.adopt(self.pull, self.push, action.compensation)
+        if action.version == 1:
+            self.flat.check_views()
+        self.flat.adopt(self.pull)
+        self._take_integers()
+        self._idle += time.perf_counter() - begin
+
+    def _exchange(self, action: Exchange) -> None:
+        begin = time.perf_counter()
+        if action.version == 1:
+            self.flat.check_views()
+        self.flat.exchange(self.push, self.pull, action.compensation)
+        self._take_integers()
+        self._idle += time.perf_counter() - begin
+
+    def _take_integers(self) -> None:
         if self.flat.layout.integers:
             # The maximum: the server cannot know yet what this worker has counted since its last push.
             self.flat.set_integers(np.maximum(self.flat.integers(), self.channel.integers))
-        self._idle += time.perf_counter() - begin
 
     def _send_push(self, action: SendPush) -> None:
         begin = time.perf_counter()

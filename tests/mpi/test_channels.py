@@ -21,7 +21,7 @@ from hpcdml.protocol.chunks import Add, ChunkSchedule, Close
 from hpcdml.protocol.messages import Global, Push, StrayMessage
 from hpcdml.protocol.policies import make_policy
 from hpcdml.protocol.server import Join, Server
-from hpcdml.protocol.worker import Adopt, SendPush, TakeUpdate, Train, Wait, Worker
+from hpcdml.protocol.worker import Adopt, Exchange, SendPush, TakeUpdate, Train, Wait, Worker
 from hpcdml.training.aggregator import Aggregator
 from hpcdml.training.outer import OuterSgd
 
@@ -110,7 +110,9 @@ def work(world: World, flat: FlatModel, options: PolicyOptions) -> Worker:
                 if action.keep:
                     flat.set_base()
             elif isinstance(action, Adopt):
-                flat.adopt(pull, push, action.compensation)
+                flat.adopt(pull)
+            elif isinstance(action, Exchange):
+                flat.exchange(push, pull, action.compensation)
             elif isinstance(action, SendPush):
                 if not machine.stopped:
                     channel.expect()
