@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcdml.config import POLICIES, PolicyOptions
-from hpcdml.protocol.chunks import ChunkSchedule
+from hpcdml.protocol.chunks import Add, ChunkSchedule, Close
 from hpcdml.protocol.messages import FINAL, HEADER_BYTES, STOP, Global, Push, StrayMessage
 from hpcdml.protocol.policies import Losp, make_policy
-from hpcdml.protocol.server import ProtocolError, Server
+from hpcdml.protocol.server import ProtocolError, Round, Server
 from hpcdml.protocol.worker import Worker
 from hpcdml.simulation import Cluster, Network, Report
 
@@ -36,6 +38,7 @@ def clusters(draw: st.DrawFn, losses: bool = False, options: PolicyOptions | Non
     workers = draw(st.integers(1, 5))
     speeds = draw(st.lists(st.sampled_from([0.1, 0.3, 1.0, 5.0]), min_size=workers, max_size=workers))
     jitter = np.random.default_rng(draw(st.integers(0, 1000)))
+    busy = draw(st.sampled_from([0.0, 0.3, 0.8]))
     network = Network(draw(st.sampled_from([0.0, 0.01, 0.7])), draw(st.sampled_from([0.0, 0.05, 2.0])))
     lose = []
     if losses:
@@ -56,6 +59,7 @@ def clusters(draw: st.DrawFn, losses: bool = False, options: PolicyOptions | Non
         network,
         max_samples=draw(st.integers(1, 60)),
         lose=lose,
+        room=lambda: bool(jitter.random() >= busy),
     )
 
 
@@ -313,3 +317,31 @@ def test_chunks_are_added_in_rank_order_whatever_the_order_of_arrival(workers: i
             schedule.received(events.pop())
         work()
     assert done.count("Close") == chunks and done[-1] == "Done" and schedule.idle
+
+
+def test_a_final_push_waits_for_the_one_before_it() -> None:
+    """The message to stop overtakes: then two pushes of a worker are under way and share its receive buffers."""
+    server = Server(make_policy(PolicyOptions(policy="asp")), [1, 2])
+    schedule = ChunkSchedule(3)
+    server.start()
+    for sequence, flags in ((1, 0), (2, FINAL)):
+        for action in server.pushed(Push(1, flags, sequence, 0, 1, 1, sequence)):
+            if type(action).__name__ == "Join":
+                schedule.join(action.round, 1)
+            elif action.round.pushes:
+                schedule.seal(action.round)
+    for _ in range(5):
+        schedule.received(1)
+    closed = [(o.round.pushes[1].sequence, o.chunk) for o in closes(schedule, lambda round_, chunk: chunk < 1)]
+    assert closed == [(1, 0)]
+    schedule.received(1)
+    closed = [(o.round.pushes[1].sequence, o.chunk) for o in closes(schedule, lambda round_, chunk: True)]
+    assert closed == [(1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
+    assert schedule.idle
+
+
+def closes(schedule: ChunkSchedule, room: Callable[[Round, int], bool]) -> list[Close]:
+    found = []
+    while batch := [o for o in schedule.operations(room) if not isinstance(o, Add)]:
+        found += [o for o in batch if isinstance(o, Close)]
+    return found

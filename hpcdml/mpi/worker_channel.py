@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 from mpi4py import MPI
@@ -27,16 +28,28 @@ class WorkerChannel:
         run_id: number that every message carries.
         pull: vector that global parameters are received into.
         push: vector that pushes are sent from.
+        ready: whether a chunk of ``push`` may be sent already; asked in order, at every poll.
+        landed: is told of every chunk that has been received into ``pull``, in order.
 
     Attributes:
         moved: whether a chunk was completed by the last poll, so that more may be ready.
     """
 
-    def __init__(self, comm: MPI.Intracomm, run_id: int, pull: WireVector, push: WireVector) -> None:
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        run_id: int,
+        pull: WireVector,
+        push: WireVector,
+        ready: Callable[[int], bool] = lambda chunk: True,
+        landed: Callable[[int], None] = lambda chunk: None,
+    ) -> None:
         self.run_id = run_id
         self.comm = comm
         self.pull = pull
         self.push = push
+        self.ready = ready
+        self.landed = landed
         self.chunks = len(pull.layout.chunks)
         size = HEADER_BYTES + 8 * pull.layout.integers
         self._header_in = np.zeros(size, np.uint8)
@@ -121,6 +134,7 @@ class WorkerChannel:
         if not self._expecting:
             return None
         while self._arrived < self._posted and self._receives[self._arrived].Test():
+            self.landed(self._arrived)
             self._arrived += 1
             if self._posted < self.chunks:
                 self._receives[self._posted].Start()
@@ -142,6 +156,6 @@ class WorkerChannel:
         self._receives, self._sends = [], []
 
     def _start_sends(self) -> None:
-        while self._started < self._to_send and self._started - self._sent < WINDOW:
+        while self._started < self._to_send and self._started - self._sent < WINDOW and self.ready(self._started):
             self._sends[self._started].Start()
             self._started += 1

@@ -149,6 +149,14 @@ class FlatModel:
             flat.copy_(torch.from_numpy(values[start : start + flat.numel()]))
             start += flat.numel()
 
+    def raise_integers(self, values: np.ndarray) -> None:
+        """Raise integer buffers that are less to the values of an int64 array of ``layout.integers`` values."""
+        start = 0
+        for flat in self._integers:
+            theirs = torch.from_numpy(values[start : start + flat.numel()]).to(flat.device, flat.dtype)
+            torch.maximum(flat, theirs, out=flat)
+            start += flat.numel()
+
     def static(self) -> Iterator[torch.Tensor]:
         """Tensors that are sent once at the start, not in rounds: frozen parameters and boolean buffers."""
         return iter(self._static)

@@ -1,4 +1,4 @@
-"""A vector in host memory in the layout that travels, with typed views for arithmetic and byte views for MPI."""
+"""A vector in the layout that travels, with typed views for arithmetic and byte views for MPI."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ TORCH_DTYPE = {"float32": torch.float32, "float64": torch.float64}
 
 
 class WireVector:
-    """Contiguous host memory of ``layout.nbytes`` bytes.
+    """Contiguous memory of ``layout.nbytes`` bytes.
 
     Args:
         layout: segments and chunks.
-        pinned: page-locked memory, for copies to and from a GPU.
+        pinned: page-locked host memory, for copies to and from a GPU.
+        device: where the memory is; MPI can be given only host memory, the default.
     """
 
-    def __init__(self, layout: Layout, pinned: bool = False) -> None:
+    def __init__(self, layout: Layout, pinned: bool = False, device: torch.device | None = None) -> None:
         self.layout = layout
-        self.storage = torch.zeros(max(layout.nbytes, 1), dtype=torch.uint8, pin_memory=pinned)
-        self.bytes: np.ndarray = self.storage.numpy()
+        self.storage = torch.zeros(max(layout.nbytes, 1), dtype=torch.uint8, pin_memory=pinned, device=device)
         self.segments = [self._typed(s.start, s.stop, s.wire_dtype) for s in layout.segments]
         self._chunks: list[torch.Tensor] | None = None
 
@@ -34,9 +34,9 @@ class WireVector:
         return self._chunks
 
     def chunk_bytes(self, index: int) -> np.ndarray:
-        """The uint8 view of a chunk that MPI sends or receives."""
+        """The uint8 view of a chunk in host memory that MPI sends or receives."""
         chunk = self.layout.chunks[index]
-        return self.bytes[chunk.start : chunk.stop]
+        return self.storage[chunk.start : chunk.stop].numpy()
 
     def _typed(self, start: int, stop: int, wire_dtype: str) -> torch.Tensor:
         return self.storage[start:stop].view(TORCH_DTYPE[wire_dtype])

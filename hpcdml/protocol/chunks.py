@@ -146,7 +146,8 @@ class ChunkSchedule:
                 break
             if worker in track.gone:
                 continue
-            ready = min(bound, track.got[worker])
+            # Chunks are taken in the order in which they came: those of a worker's earlier push first, to the last.
+            ready = min(bound, track.got[worker]) if self._pushes[worker][0] is track else 0
             for chunk in range(track.cursor[worker], ready):
                 track.cursor[worker] = chunk + 1
                 yield Add(track.round, worker, chunk, self._first(track, worker, chunk), track.alone)

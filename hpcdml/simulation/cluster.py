@@ -85,6 +85,7 @@ class Cluster:
         samples: training samples of a local step.
         max_samples: when to stop.
         lose: (virtual time, rank) at which workers vanish.
+        room: asked before a chunk is closed: whether its recipients have room for it; if not, it is asked again later.
     """
 
     def __init__(
@@ -98,11 +99,13 @@ class Cluster:
         samples: int = 1,
         max_samples: int = 100,
         lose: Sequence[tuple[float, int]] = (),
+        room: Callable[[], bool] = lambda: True,
     ) -> None:
         self.step_seconds = step_seconds
         self.update = update
         self.network = network or Network()
         self.samples = samples
+        self.room = room
         self.x = x.copy()
         self.sum = np.zeros_like(x)
         ranks = range(1, workers + 1)
@@ -255,8 +258,8 @@ class Cluster:
             self._to_worker(rank, take, 0.0)
 
     def _work(self) -> None:
-        for operation in self.schedule.operations(lambda round_, chunk: True):
-            if isinstance(operation, Add):
+        for operation in self.schedule.operations(self._has_room):
+            if isinstance(operation, Add) and not operation.alone:
                 row = self._slots[operation.worker].pop(0)
                 weight = self.server.weight(operation.round.pushes[operation.worker])
                 before = 0.0 if operation.first else self.sum[operation.chunk]
@@ -264,11 +267,18 @@ class Cluster:
             elif isinstance(operation, Close):
                 self._close(operation)
 
+    def _has_room(self, round_: Round, chunk: int) -> bool:
+        if self.room():
+            return True
+        self._at(self.now + 0.01, self._work)
+        return False
+
     def _close(self, operation: Close) -> None:
         round_, chunk = operation.round, operation.chunk
         if operation.contributors:
             total = sum(self.server.weight(round_.pushes[w]) for w in operation.contributors)
-            self.x[chunk] = self.x[chunk] - self.sum[chunk] / total
+            mean = self._slots[operation.contributors[0]].pop(0) if operation.alone else self.sum[chunk] / total
+            self.x[chunk] = self.x[chunk] - mean
         if round_.stop:
             return
         for rank in round_.recipients:

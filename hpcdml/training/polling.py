@@ -74,11 +74,11 @@ class StepPoller:
 
         def after_forward(module: nn.Module, inputs: Any, output: Any) -> None:
             if time.perf_counter() >= self._next:
-                self._poll_within()
+                self.poll_within()
 
         def after_gradient(parameter: torch.Tensor) -> None:
             if time.perf_counter() >= self._next:
-                self._poll_within()
+                self.poll_within()
 
         for module in self.model.modules():
             if next(module.children(), None) is None:
@@ -138,10 +138,10 @@ class StepPoller:
         until = time.perf_counter() + seconds
         while (left := until - time.perf_counter()) > 0:
             time.sleep(min(left, max(self.interval, 1e-4)))
-            self._poll_within()
+            self.poll_within()
 
-    def _poll_within(self) -> None:
-        """A hook's poll: none where the thread is at it."""
+    def poll_within(self) -> None:
+        """Poll within ``computing``, unless the thread is at it."""
         begin = time.perf_counter()
         if self._lock.acquire(blocking=False):
             try:

@@ -7,11 +7,11 @@ import torch
 from hpcdml.config import TrainConfig
 from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.mpi.world import World
-from hpcdml.parameters import WireVector
 from hpcdml.protocol.policies import make_policy
 from hpcdml.protocol.worker import Worker
 from hpcdml.training.optimizers import make_optimizer, make_scheduler
 from hpcdml.training.setup import Setup
+from hpcdml.training.staging import make_staging
 from hpcdml.training.worker_loop import LocalStep, WorkerLoop, batches
 
 
@@ -34,12 +34,13 @@ class WorkerJob:
             epoch_samples=setup.epoch_samples if config.optimizer.scheduler_unit == "epoch" else None,
             slowdown=float(config.run.slowdown.get(str(world.rank), 1.0)),
         )
-        pinned = flat.device.type == "cuda"
-        pull, push = WireVector(flat.layout, pinned), WireVector(flat.layout, pinned)
+        staging = make_staging(flat.layout, flat.device)
         machine = Worker(world.rank, make_policy(config.policy), len(world.workers))
-        self.channel = WorkerChannel(world.comm, world.run_id, pull, push)
+        self.channel = WorkerChannel(
+            world.comm, world.run_id, staging.pull, staging.push, staging.ready, staging.landed
+        )
         self.loop = WorkerLoop(
-            machine, flat, self.channel, pull, push, step, config.run.poll_us * 1e-6, config.run.progress
+            machine, flat, self.channel, staging, step, config.run.poll_us * 1e-6, config.run.progress
         )
 
     def run(self, start: float) -> None:

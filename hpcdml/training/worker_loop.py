@@ -14,11 +14,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from hpcdml.config import ProgressName
 from hpcdml.mpi.backoff import Backoff
 from hpcdml.mpi.worker_channel import WorkerChannel
-from hpcdml.parameters import FlatModel, WireVector
+from hpcdml.parameters import FlatModel
 from hpcdml.protocol.messages import Push
 from hpcdml.protocol.worker import Action, Adopt, Exchange, SendPush, Stop, TakeUpdate, Train, Wait, Worker
+from hpcdml.training.pace import Pace
 from hpcdml.training.polling import StepPoller
 from hpcdml.training.records import StepRecords
+from hpcdml.training.staging import Staging
 
 RECORD_SECONDS = 0.5
 """Longest time for which step records are collected before they are sent, so that a run can be watched."""
@@ -56,8 +58,7 @@ class WorkerLoop:
         machine: the worker's state machine.
         flat: the model.
         channel: the connection to the server.
-        pull: vector into which the channel receives.
-        push: vector from which the channel sends.
+        staging: what brings updates and global parameters between the model's device and the channel's memory.
         step: what is done in a local step.
         poll_seconds: least time between two polls within a step, in seconds.
         progress: what polls within a step; see ``StepPoller``.
@@ -68,8 +69,7 @@ class WorkerLoop:
         machine: Worker,
         flat: FlatModel,
         channel: WorkerChannel,
-        pull: WireVector,
-        push: WireVector,
+        staging: Staging,
         step: LocalStep,
         poll_seconds: float,
         progress: ProgressName = "auto",
@@ -77,8 +77,8 @@ class WorkerLoop:
         self.machine = machine
         self.flat = flat
         self.channel = channel
-        self.pull = pull
-        self.push = push
+        self.staging = staging
+        self.pace = Pace(flat.device)
         self.step = step
         self.poller = StepPoller(channel, step.model, poll_seconds, progress)
         self._handlers: dict[type[Action], Callable] = {
@@ -138,6 +138,7 @@ class WorkerLoop:
             if step.slowdown > 1.0:
                 took = time.perf_counter() - begin - (self.poller.seconds - polled)
                 self.poller.sleep((step.slowdown - 1.0) * took)
+            self.pace.keep(self.poller.poll_within)
         self.machine.stepped(samples)
         self._schedule()
         self.poller.poll()
@@ -176,7 +177,8 @@ class WorkerLoop:
         while not self.channel.push_free:
             backoff.wait()
             self.poller.poll()
-        self.flat.update_into(self.push)
+        self.flat.update_into(self.staging.update)
+        self.staging.written()
         if action.keep:
             self.flat.set_base()
         self._idle += time.perf_counter() - begin
@@ -185,7 +187,9 @@ class WorkerLoop:
         begin = time.perf_counter()
         if action.version == 1:
             self.flat.check_views()
-        self.flat.adopt(self.pull)
+        self.staging.reading()
+        self.flat.adopt(self.staging.globals)
+        self.staging.read()
         self._take_integers()
         self._idle += time.perf_counter() - begin
 
@@ -193,18 +197,23 @@ class WorkerLoop:
         begin = time.perf_counter()
         if action.version == 1:
             self.flat.check_views()
-        self.flat.exchange(self.push, self.pull, action.compensation)
+        self.staging.reading()
+        self.flat.exchange(self.staging.update, self.staging.globals, action.compensation)
+        self.staging.read()
+        self.staging.written()
         self._take_integers()
         self._idle += time.perf_counter() - begin
 
     def _take_integers(self) -> None:
         if self.flat.layout.integers:
             # The maximum: the server cannot know yet what this worker has counted since its last push.
-            self.flat.set_integers(np.maximum(self.flat.integers(), self.channel.integers))
+            self.flat.raise_integers(self.channel.integers)
 
     def _send_push(self, action: SendPush) -> None:
         begin = time.perf_counter()
         if not self.machine.stopped:
+            while not self.staging.pull_free:
+                time.sleep(0)
             self.channel.expect()
         elif self._records.count:
             self._send_records(begin)

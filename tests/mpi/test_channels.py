@@ -24,6 +24,7 @@ from hpcdml.protocol.server import Join, Server
 from hpcdml.protocol.worker import Adopt, Exchange, SendPush, TakeUpdate, Train, Wait, Worker
 from hpcdml.training.aggregator import Aggregator
 from hpcdml.training.outer import OuterSgd
+from hpcdml.training.staging import CopyQueue, DeviceStaging, Staging
 
 pytestmark = [pytest.mark.mpi(min_size=2), pytest.mark.timeout(120)]
 
@@ -93,11 +94,49 @@ def serve(world: World, flat: FlatModel, options: PolicyOptions, max_samples: in
     return aggregator, server
 
 
-def work(world: World, flat: FlatModel, options: PolicyOptions) -> Worker:
+class LateQueue(CopyQueue):
+    """Copies that are done only after somebody has asked a few times, or when the model needs them: as on a GPU."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.done = self.given = 0
+
+    def after_model(self) -> None:
+        pass
+
+    def before_model(self) -> None:
+        while self.waiting:
+            self._one()
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        self.waiting.append((target, source))
+        self.given += 1
+
+    def event(self) -> LateEvent:
+        return LateEvent(self, self.given)
+
+    def _one(self) -> None:
+        target, source = self.waiting.pop(0)
+        target.copy_(source)
+        self.done += 1
+
+
+class LateEvent:
+    def __init__(self, queue: LateQueue, number: int) -> None:
+        self.queue, self.number, self.asked = queue, number, 0
+
+    def query(self) -> bool:
+        self.asked += 1
+        if self.asked > 2 and self.queue.done < self.number:
+            self.queue._one()
+        return self.queue.done >= self.number
+
+
+def work(world: World, flat: FlatModel, options: PolicyOptions, staging: Staging | None = None) -> Worker:
     """The worker's loop; each local step subtracts 1 from every parameter."""
     machine = Worker(world.rank, make_policy(options), len(world.workers))
-    pull, push = WireVector(flat.layout), WireVector(flat.layout)
-    channel = WorkerChannel(world.comm, world.run_id, pull, push)
+    staging = staging or Staging(flat.layout)
+    channel = WorkerChannel(world.comm, world.run_id, staging.pull, staging.push, staging.ready, staging.landed)
     channel.expect()
     backoff = Backoff()
     message = None
@@ -106,14 +145,22 @@ def work(world: World, flat: FlatModel, options: PolicyOptions) -> Worker:
             if isinstance(action, TakeUpdate):
                 while not channel.push_free:
                     channel.poll()
-                flat.update_into(push)
+                flat.update_into(staging.update)
+                staging.written()
                 if action.keep:
                     flat.set_base()
             elif isinstance(action, Adopt):
-                flat.adopt(pull)
+                staging.reading()
+                flat.adopt(staging.globals)
+                staging.read()
             elif isinstance(action, Exchange):
-                flat.exchange(push, pull, action.compensation)
+                staging.reading()
+                flat.exchange(staging.update, staging.globals, action.compensation)
+                staging.read()
+                staging.written()
             elif isinstance(action, SendPush):
+                while not staging.pull_free:
+                    pass
                 if not machine.stopped:
                     channel.expect()
                 while not channel.push_free:
@@ -138,8 +185,9 @@ def work(world: World, flat: FlatModel, options: PolicyOptions) -> Worker:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("staged", [False, True])
 @pytest.mark.parametrize("chunk_bytes", [256, 1 << 20])
-def test_every_step_reaches_the_server_once(world: World, policy: str, chunk_bytes: int) -> None:
+def test_every_step_reaches_the_server_once(world: World, policy: str, chunk_bytes: int, staged: bool) -> None:
     options = PolicyOptions(policy=policy, local_steps=None)  # type: ignore[arg-type]
     flat = FlatModel(small_model(), chunk_bytes)
     before = [f.clone() for f in flat.flats]
@@ -160,7 +208,10 @@ def test_every_step_reaches_the_server_once(world: World, policy: str, chunk_byt
             assert 0 < first <= total
             torch.testing.assert_close(moved[0], torch.full_like(moved[0], first))
     else:
-        work(world, flat, options)
+        queue = LateQueue()
+        staging = DeviceStaging(flat.layout, flat.device, queue, pinned=False) if staged else Staging(flat.layout)
+        work(world, flat, options, staging)
+        assert not queue.waiting and (queue.done > 0) == staged
     steps = gather(world, server.samples if world.is_server else 0)
     assert steps[0] >= 60
 

@@ -1,0 +1,157 @@
+"""Between the model's device and the host memory that MPI sends from and receives into.
+
+A model on the CPU needs nothing: its update is written straight into the vector that is sent. For a model on a GPU the
+update goes chunk by chunk into page-locked memory on a stream of its own, each chunk is sent as soon as it has landed,
+and arriving chunks go the other way. The model's stream is never synchronised: streams wait for one another's events,
+and the host only asks whether an event has passed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import torch
+
+from hpcdml.parameters import Layout, WireVector
+
+
+class Event(Protocol):
+    """A point in a queue of copies."""
+
+    def query(self) -> bool:
+        """Whether everything before it is done."""
+
+
+class CopyQueue(ABC):
+    """Copies that run beside the model's computation, in order."""
+
+    @abstractmethod
+    def after_model(self) -> None:
+        """Let later copies wait for what the model's stream has been given so far."""
+
+    @abstractmethod
+    def before_model(self) -> None:
+        """Let what the model's stream is given from now on wait for the copies so far."""
+
+    @abstractmethod
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Copy between device and page-locked host memory."""
+
+    @abstractmethod
+    def event(self) -> Event:
+        """A point after the copies so far."""
+
+
+class CudaQueue(CopyQueue):
+    """A stream of copies on one GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+
+    def after_model(self) -> None:
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+
+    def before_model(self) -> None:
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        with torch.cuda.stream(self.stream):
+            target.copy_(source, non_blocking=True)
+
+    def event(self) -> Event:
+        event = torch.cuda.Event()
+        event.record(self.stream)
+        return event
+
+
+class Staging:
+    """A model on the CPU: the vectors of the model are those of MPI.
+
+    Attributes:
+        update: where the model's update is written.
+        globals: where the model reads global parameters from.
+        push: host memory that pushes are sent from.
+        pull: host memory that global parameters are received into.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.push = self.update = WireVector(layout)
+        self.pull = self.globals = WireVector(layout)
+
+    def written(self) -> None:
+        """The model's stream has been given the work that writes ``update``."""
+
+    def ready(self, chunk: int) -> bool:
+        """Whether a chunk of the update lies in ``push``."""
+        return True
+
+    def landed(self, chunk: int) -> None:
+        """A chunk of global parameters has been received into ``pull``."""
+
+    def reading(self) -> None:
+        """The model's stream is about to be given the work that reads ``globals``; all chunks have landed."""
+
+    def read(self) -> None:
+        """The model's stream has been given the work that reads ``globals``."""
+
+    @property
+    def pull_free(self) -> bool:
+        """Whether ``pull`` may be received into again."""
+        return True
+
+
+class DeviceStaging(Staging):
+    """A model on another device, whose memory MPI does not read.
+
+    Args:
+        layout: layout of the vectors.
+        device: the model's device.
+        queue: what copies.
+        pinned: page-locked host memory, without which copies to and from a GPU are not asynchronous.
+    """
+
+    def __init__(self, layout: Layout, device: torch.device, queue: CopyQueue, pinned: bool = True) -> None:
+        self.update = WireVector(layout, device=device)
+        self.globals = WireVector(layout, device=device)
+        self.push = WireVector(layout, pinned=pinned)
+        self.pull = WireVector(layout, pinned=pinned)
+        self.queue = queue
+        self._written: list[Event] = []
+        self._ready = 0
+        self._landed: Event | None = None
+
+    def written(self) -> None:
+        self.queue.after_model()
+        self._written.clear()
+        self._ready = 0
+        for target, source in zip(self.push.chunks, self.update.chunks, strict=True):
+            self.queue.copy(target, source)
+            self._written.append(self.queue.event())
+
+    def ready(self, chunk: int) -> bool:
+        while self._ready <= chunk and self._written[self._ready].query():
+            self._ready += 1
+        return self._ready > chunk
+
+    def landed(self, chunk: int) -> None:
+        self.queue.copy(self.globals.chunks[chunk], self.pull.chunks[chunk])
+        self._landed = self.queue.event()
+
+    def reading(self) -> None:
+        self.queue.before_model()
+
+    def read(self) -> None:
+        self.queue.after_model()
+
+    @property
+    def pull_free(self) -> bool:
+        return self._landed is None or self._landed.query()
+
+
+def make_staging(layout: Layout, device: torch.device) -> Staging:
+    """Return the staging for a model on ``device``."""
+    if device.type == "cuda":
+        return DeviceStaging(layout, device, CudaQueue(device))
+    return Staging(layout)
