@@ -215,10 +215,12 @@ class RunWriter:
                 raise  # but never in place of the error that is already on its way
 
     def _check(self) -> None:
+        # Looked at first: another thread that fails notes the failure before it closes the file.
+        closed = not self._file
         if self._failure is not None:
             # A new object each time: a traceback would grow on the old one with every call.
             raise type(self._failure)(str(self._failure))
-        if not self._file:
+        if closed:
             raise ValueError(f"{self.path}: is closed")
 
     def _guarded(self, action: Any) -> None:

@@ -95,6 +95,8 @@ class WorkerLoop:
         self._sent_at = 0.0
         self._epoch = 0
         self._start = 0.0
+        # End of the last step: whatever is neither idle nor waiting for data since then counts as computing.
+        self._recorded = 0.0
         # Time that the worker was blocked on communication since the last record: waits, copies and polls.
         self._idle = 0.0
 
@@ -105,7 +107,7 @@ class WorkerLoop:
             StrayMessage: a message of another run arrived.
             ValueError: the model replaced a parameter or buffer that the run exchanges.
         """
-        self._start = self._sent_at = start
+        self._start = self._sent_at = self._recorded = start
         self.step.model.train()
         self.channel.expect()
         with self.poller:
@@ -144,6 +146,7 @@ class WorkerLoop:
         self.poller.poll()
         end = time.perf_counter()
         polled = self.poller.seconds - polled
+        idle = self._idle + polled
         self._records.add(
             loss,
             step=self.machine.clock,
@@ -152,10 +155,10 @@ class WorkerLoop:
             version=self.machine.version,
             since_push=self.machine.unsent,
             data_seconds=data_seconds,
-            compute_seconds=end - begin - data_seconds - polled,
-            idle_seconds=self._idle + polled,
+            compute_seconds=end - self._recorded - data_seconds - idle,
+            idle_seconds=idle,
         )
-        self._idle = 0.0
+        self._idle, self._recorded = 0.0, end
         if self._records.full or end - self._sent_at > RECORD_SECONDS:
             self._send_records(end)
             self._idle += time.perf_counter() - end
