@@ -12,7 +12,7 @@ from mpi4py import MPI
 
 from hpcdml.mpi.tags import Tag
 from hpcdml.parameters import Layout
-from hpcdml.protocol.messages import HEADER_BYTES, Global, Push
+from hpcdml.protocol.messages import HEADER_BYTES, Global, Push, StrayMessage
 
 WINDOW = 4
 """Receive buffers of one chunk for each worker, and as many for copies of chunks on their way to it."""
@@ -127,6 +127,7 @@ class ServerChannel:
         self.run_id = run_id
         self.layout = layout
         self.peers = {worker: _Peer(comm, worker, layout, columns) for worker in workers}
+        self._events: list[Event] = []
         self._types = [torch.float64 if s.wire_dtype == "float64" else torch.float32 for s in layout.segments]
         for peer in self.peers.values():
             peer.start()
@@ -135,7 +136,7 @@ class ServerChannel:
         """Move everything under way forward and return what has arrived, headers before the chunks that follow them.
 
         Raises:
-            StrayMessage: a header is no push of this run.
+            StrayMessage: a header is no push of this run; what else has arrived is returned by the next call.
         """
         peers = list(self.peers.values())
         requests: list[MPI.Request] = []
@@ -144,19 +145,25 @@ class ServerChannel:
             send = peer.sends[0][0] if peer.sends else MPI.REQUEST_NULL
             requests += (peer.header_request, chunk, peer.records_request, send)
         done = MPI.Request.Testsome(requests)
-        events: list[Event] = []
+        stray: StrayMessage | None = None
         for index in sorted(done or ()):
             peer, what = peers[index // 4], index % 4
             if what == 0:
-                events.append(self._header(peer))
+                try:
+                    self._events.append(self._header(peer))
+                except StrayMessage as error:
+                    stray = error
             elif what == 1:
-                events += self._chunks(peer)
+                self._events += self._chunks(peer)
             elif what == 2:
-                events += self._records(peer)
+                self._events += self._records(peer)
             else:
                 peer.pop_send()
                 while peer.sends and peer.sends[0][0].Test():
                     peer.pop_send()
+        if stray is not None:
+            raise stray
+        events, self._events = self._events, []
         return events
 
     def slot(self, worker: int, chunk: int) -> torch.Tensor:
