@@ -13,7 +13,7 @@ from torch import nn
 
 from hpcdml.config import POLICIES, PolicyOptions
 from hpcdml.mpi.backoff import Backoff
-from hpcdml.mpi.server_channel import ChunkArrived, PushArrived, RecordsArrived, ServerChannel
+from hpcdml.mpi.server_channel import ChunkArrived, Event, PushArrived, RecordsArrived, ServerChannel
 from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.mpi.world import World, barrier, broadcast, gather, hosts, join_world
 from hpcdml.parameters import FlatModel, WireVector
@@ -259,8 +259,8 @@ def test_a_push_is_received_no_faster_than_it_is_taken(world: World) -> None:
         quiet = 0
         while quiet < 2000:
             events = channel.poll()
-            for event in events:
-                arrived[event.worker] += isinstance(event, ChunkArrived)  # type: ignore[union-attr]
+            for event in chunks_of(events):
+                arrived[event.worker] += 1
             waiting = all(count >= 4 for count in arrived.values())
             quiet = quiet + 1 if waiting and not events else 0
         assert all(count == 4 for count in arrived.values()), arrived
@@ -272,8 +272,8 @@ def test_a_push_is_received_no_faster_than_it_is_taken(world: World) -> None:
                     assert float(channel.slot(worker, taken[worker])[0]) == taken[worker] + worker
                     channel.release(worker)
                     taken[worker] += 1
-            for event in channel.poll():
-                arrived[event.worker] += isinstance(event, ChunkArrived)  # type: ignore[union-attr]
+            for event in chunks_of(channel.poll()):
+                arrived[event.worker] += 1
         barrier(world)
         channel.close()
     else:
@@ -286,6 +286,10 @@ def test_a_push_is_received_no_faster_than_it_is_taken(world: World) -> None:
             channel.poll()
         barrier(world)
         channel.close()
+
+
+def chunks_of(events: list[Event]) -> list[ChunkArrived]:
+    return [event for event in events if isinstance(event, ChunkArrived)]
 
 
 def test_a_stop_needs_no_payload(world: World) -> None:
