@@ -191,6 +191,8 @@ def check(config: TrainConfig) -> None:
         need(name, values[name] >= 1, "at least 1")
     for name in ("local_steps", "max_local_steps", "max_samples", "threads"):
         need(name, values[name] is None or values[name] >= 1, "at least 1")
+    least, most = values["local_steps"] or 1, values["max_local_steps"]
+    need("max_local_steps", most is None or most >= least, f"at least --local-steps, {least}")
     for name in ("lr", "clip_norm", "epochs", "max_seconds", "checkpoint_seconds", "outer_lr"):
         value = values[name]
         need(name, value is None or (math.isfinite(value) and value > 0), "a finite number above 0")

@@ -474,3 +474,8 @@ def test_process_that_outlives_its_job_is_found(mpirun: Any, monkeypatch: pytest
     monkeypatch.setattr(launch, "LEAVING_SECONDS", 1.0)
     with pytest.raises(launch.JobLeftProcesses, match="sleep 600"):
         mpirun(1, "sh", "-c", "setsid sleep 600 >/dev/null 2>&1 &", timeout=60)
+
+
+def test_a_bound_below_the_least_number_of_local_steps_is_refused() -> None:
+    with pytest.raises(UsageError, match="--max-local-steps 4: must be at least --local-steps, 8"):
+        TrainConfig.from_flat({"local_steps": 8, "max_local_steps": 4})
