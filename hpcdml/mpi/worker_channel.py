@@ -71,6 +71,11 @@ class WorkerChannel:
         self.moved = False
 
     @property
+    def any_thread(self) -> bool:
+        """Whether this MPI lets a thread other than the first one poll, one at a time."""
+        return bool(MPI.Query_thread() >= MPI.THREAD_SERIALIZED)
+
+    @property
     def push_free(self) -> bool:
         """Whether the last push has left, so that ``push`` may be written."""
         return self._header_sent and self._sent == self._to_send

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from hpcdml.config import ProgressName
+from hpcdml.errors import UsageError
 from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.protocol.messages import Global
 
@@ -42,6 +43,9 @@ class StepPoller:
         interval: least time between two polls of the hooks, in seconds.
         progress: ``hooks``, ``thread``, or ``auto``: hooks, and the thread as well once they leave long gaps.
 
+    Raises:
+        UsageError: ``thread`` where the MPI allows no polls of another thread.
+
     Attributes:
         message: the global message that has arrived whole, until ``take``.
         seconds: time in which the training thread was kept from computing by polls since the start, in seconds.
@@ -51,6 +55,8 @@ class StepPoller:
     def __init__(
         self, channel: WorkerChannel, model: nn.Module, interval: float, progress: ProgressName = "auto"
     ) -> None:
+        if progress == "thread" and not channel.any_thread:
+            raise UsageError("--progress thread: this MPI allows calls of one thread only; take hooks")
         self.channel = channel
         self.model = model
         self.interval = interval
@@ -64,6 +70,7 @@ class StepPoller:
         self._hooks: list[Any] = []
         self._lock = threading.Lock()
         self._ending = False
+        self._may_start = progress == "auto" and channel.any_thread
         self._thread = threading.Thread(target=self._run, name="hpcdml polls", daemon=True)
 
     def __enter__(self) -> StepPoller:
@@ -162,13 +169,13 @@ class StepPoller:
 
     def _look(self, now: float) -> None:
         """Count a long gap since the last poll; too many of them, and the thread is needed."""
-        if now - self._last > LONG_GAP and self.progress == "auto" and not self.threaded:
+        if now - self._last > LONG_GAP and self._may_start:
             self._long_gaps += 1
             if self._long_gaps >= LONG_GAPS:
                 self._start_thread()
 
     def _start_thread(self) -> None:
-        self.threaded = True
+        self.threaded, self._may_start = True, False
         self._thread.start()
 
     def _run(self) -> None:
