@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 from mpi4py import MPI
@@ -57,8 +58,10 @@ class WorkerChannel:
         self._receive_header = comm.Recv_init(self._header_in, SERVER, Tag.HEADER)
         self._send_header = comm.Send_init(self._header_out, SERVER, Tag.HEADER)
         indices = range(self.chunks)
+        # Synchronous sends are complete only when the server has a buffer for the chunk: it never holds more than
+        # ``WINDOW`` chunks that it has not asked for, although TCP sends them without asking.
         self._receives = [comm.Recv_init(pull.chunk_bytes(k), SERVER, Tag.CHUNK) for k in indices]
-        self._sends = [comm.Send_init(push.chunk_bytes(k), SERVER, Tag.CHUNK) for k in indices]
+        self._sends = [cast(MPI.Prequest, comm.Ssend_init(push.chunk_bytes(k), SERVER, Tag.CHUNK)) for k in indices]
         self._records: deque[tuple[MPI.Request, np.ndarray]] = deque()
         self._expecting = False
         self._message: Global | None = None
