@@ -65,7 +65,7 @@ class PolicyOptions:
     local_steps: int | None = option(
         None, "H, local steps before a push (local-sgd, diloco: 8; osp, losp: at least so many, 1; bsp, asp, ssp: 1)"
     )
-    staleness: int = option(8, "s of ssp: local steps that a worker may be ahead of the slowest")
+    staleness: int = option(4, "s of ssp: local steps that a worker may be ahead of the slowest")
     max_local_steps: int | None = option(None, "most local steps without fresh global parameters; none: no bound")
     weighting: Weighting = option(
         "uniform", "weight of a worker's update in a round: equal, or by its steps or samples"

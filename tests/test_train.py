@@ -36,7 +36,9 @@ def done(result: subprocess.CompletedProcess[str], folder: Path) -> dict:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_trains_digits_with_two_workers(policy: str, hpcdml_job: Job, tmp_path: Path) -> None:
-    result = hpcdml_job(3, "train", "--policy", policy, "--lr", "0.2", "--epochs", "40", "--output", tmp_path)
+    # SSP takes stale updates in full, of several local steps each: at the others' rate it diverges now and then.
+    lr = "0.1" if policy == "ssp" else "0.2"
+    result = hpcdml_job(3, "train", "--policy", policy, "--lr", lr, "--epochs", "40", "--output", tmp_path)
     summary = done(result, tmp_path)
     assert summary["final_accuracy"] >= 0.95
     assert summary["workers"] == 2 and summary["finished"]
@@ -46,7 +48,8 @@ def test_every_policy_trains_digits_with_two_workers(policy: str, hpcdml_job: Jo
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_learns_with_one_worker(policy: str, hpcdml_job: Job, tmp_path: Path) -> None:
-    result = hpcdml_job(2, "train", "--policy", policy, "--lr", "0.2", "--epochs", "20", "--output", tmp_path)
+    lr = "0.1" if policy == "ssp" else "0.2"
+    result = hpcdml_job(2, "train", "--policy", policy, "--lr", lr, "--epochs", "20", "--output", tmp_path)
     assert done(result, tmp_path)["final_accuracy"] >= 0.94
 
 

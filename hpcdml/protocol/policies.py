@@ -79,7 +79,7 @@ class Ssp(Policy):
     caught up.
     """
 
-    staleness: int = 8
+    staleness: int = 4
 
     collective: ClassVar[bool] = False
     overlaps: ClassVar[bool] = True
