@@ -96,7 +96,13 @@ class Launcher:
     def environment(self) -> dict[str, str]:
         """Variables for a program on the first host that calls ``mpirun -n N`` or PyTorch's gloo itself."""
         prte, ompi = self._settings()
-        prte = {**prte, "prte_default_hostfile": str(self.hostfile), "hwloc_default_binding_policy": "none"}
+        prte = {
+            **prte,
+            "prte_default_hostfile": str(self.hostfile),
+            "hwloc_default_binding_policy": "none",
+            # One rank on each host in turn, whatever this process was told of its own machine.
+            "rmaps_default_mapping_policy": "node",
+        }
         return {
             "OMPI_ALLOW_RUN_AS_ROOT": "1",
             "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
