@@ -11,7 +11,7 @@ import torch
 from mpi4py import MPI
 
 from hpcdml.mpi.tags import Tag
-from hpcdml.parameters import Layout
+from hpcdml.parameters import TORCH_DTYPE, Layout
 from hpcdml.protocol.messages import HEADER_BYTES, Global, Push, StrayMessage
 
 WINDOW = 4
@@ -128,7 +128,7 @@ class ServerChannel:
         self.layout = layout
         self.peers = {worker: _Peer(comm, worker, layout, columns) for worker in workers}
         self._events: list[Event] = []
-        self._types = [torch.float64 if s.wire_dtype == "float64" else torch.float32 for s in layout.segments]
+        self._types = [TORCH_DTYPE[segment.wire_dtype] for segment in layout.segments]
         for peer in self.peers.values():
             peer.start()
 

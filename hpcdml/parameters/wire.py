@@ -7,7 +7,12 @@ import torch
 
 from hpcdml.parameters.layout import Layout
 
-TORCH_DTYPE = {"float32": torch.float32, "float64": torch.float64}
+TORCH_DTYPE = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 class WireVector:
