@@ -1,4 +1,4 @@
-"""Keeps the host close to its GPU, so that what it decides between two steps is about the present."""
+"""The time of a local step: the host kept close to its GPU, and steps made longer for experiments."""
 
 from __future__ import annotations
 
@@ -31,3 +31,23 @@ class Pace:
             poll()
             time.sleep(POLL_SECONDS)
         self._last = event
+
+
+class Stretch:
+    """Makes a step, from here on, longer by a factor, as if it ran on a slower device.
+
+    On the CPU the time counts that this thread computes, not the time that others take from it: several emulated hosts
+    may share a core.
+
+    Args:
+        factor: 1 or more.
+    """
+
+    def __init__(self, factor: float, device: torch.device) -> None:
+        self.factor = factor
+        self._clock = time.thread_time if device.type == "cpu" else time.perf_counter
+        self._begin = self._clock()
+
+    def missing(self, polled: float) -> float:
+        """Seconds that the step is still to last, of which so far ``polled`` seconds were polls."""
+        return max(0.0, (self.factor - 1.0) * (self._clock() - self._begin - polled))

@@ -9,10 +9,13 @@ from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.mpi.world import World
 from hpcdml.protocol.policies import make_policy
 from hpcdml.protocol.worker import Worker
+from hpcdml.training.compiling import compile_step
+from hpcdml.training.local_step import LocalStep, batches
 from hpcdml.training.optimizers import make_optimizer, make_scheduler
+from hpcdml.training.precision import Precision
 from hpcdml.training.setup import Setup
 from hpcdml.training.staging import make_staging
-from hpcdml.training.worker_loop import LocalStep, WorkerLoop, batches
+from hpcdml.training.worker_loop import WorkerLoop
 
 
 class WorkerJob:
@@ -29,11 +32,16 @@ class WorkerJob:
             optimizer=optimizer,
             scheduler=make_scheduler(config.optimizer, optimizer),
             batches=batches(setup.data.train.batch, setup.sampler.next, flat.device),
+            precision=Precision(config.optimizer.amp, flat.device),
             accumulate=config.data.accumulate,
             clip_norm=config.optimizer.clip_norm,
             epoch_samples=setup.epoch_samples if config.optimizer.scheduler_unit == "epoch" else None,
             slowdown=float(config.run.slowdown.get(str(world.rank), 1.0)),
         )
+        if config.model.compile:
+            start = setup.sampler.state
+            step = compile_step(step, *step.batches())
+            setup.sampler.restore(start)
         staging = make_staging(flat.layout, flat.device)
         machine = Worker(world.rank, make_policy(config.policy), len(world.workers))
         self.channel = WorkerChannel(
