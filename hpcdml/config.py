@@ -117,6 +117,7 @@ class RunOptions:
     eval_seconds: float = option(1.0, "seconds between evaluations on the held-out data; 0: as often as possible")
     checkpoint_seconds: float | None = option(None, "seconds between checkpoints of the global parameters; none: none")
     device: str = option("auto", "auto (a GPU for each worker where there are any), cpu, cuda or cuda:N")
+    cuda_aware: bool = option(False, "give MPI the GPU's memory itself, where a test shows that this MPI can take it")
     threads: int | None = option(None, "CPU threads of each worker; none: the cores of the node divided by its ranks")
     chunk_kib: int = option(512, "size in KiB of the pieces in which parameters travel")
     poll_us: int = option(

@@ -60,8 +60,8 @@ class WorkerChannel:
         indices = range(self.chunks)
         # Synchronous sends are complete only when the server has a buffer for the chunk: it never holds more than
         # ``WINDOW`` chunks that it has not asked for, although TCP sends them without asking.
-        self._receives = [comm.Recv_init(pull.chunk_bytes(k), SERVER, Tag.CHUNK) for k in indices]
-        self._sends = [cast(MPI.Prequest, comm.Ssend_init(push.chunk_bytes(k), SERVER, Tag.CHUNK)) for k in indices]
+        self._receives = [comm.Recv_init(pull.buffer(k), SERVER, Tag.CHUNK) for k in indices]
+        self._sends = [cast(MPI.Prequest, comm.Ssend_init(push.buffer(k), SERVER, Tag.CHUNK)) for k in indices]
         self._records: deque[tuple[MPI.Request, np.ndarray]] = deque()
         self._expecting = False
         self._message: Global | None = None

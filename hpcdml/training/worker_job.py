@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from hpcdml.config import TrainConfig
+from hpcdml.mpi.cuda_aware import why_not
 from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.mpi.world import World
 from hpcdml.protocol.policies import make_policy
@@ -42,7 +45,7 @@ class WorkerJob:
             start = setup.sampler.state
             step = compile_step(step, *step.batches())
             setup.sampler.restore(start)
-        staging = make_staging(flat.layout, flat.device)
+        staging = make_staging(flat.layout, flat.device, _direct(config, world, flat.device))
         machine = Worker(world.rank, make_policy(config.policy), len(world.workers))
         self.channel = WorkerChannel(
             world.comm, world.run_id, staging.pull, staging.push, staging.ready, staging.landed
@@ -55,3 +58,14 @@ class WorkerJob:
         """Train until the server says stop and everything has been sent."""
         self.loop.run(start)
         self.channel.close()
+
+
+def _direct(config: TrainConfig, world: World, device: torch.device) -> bool:
+    """Whether MPI is given the GPU's memory: asked for, and it passes the test."""
+    if not config.run.cuda_aware or device.type != "cuda":
+        return False
+    reason = why_not(device.index or 0)
+    if reason is not None:
+        text = f"hpcdml: rank {world.rank} on {world.host}: --cuda-aware: {reason}; going through host memory"
+        print(text, file=sys.stderr, flush=True)
+    return reason is None
