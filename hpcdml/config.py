@@ -128,6 +128,10 @@ class RunOptions:
         "what polls within a step: hooks of the model, a thread, or auto: hooks, and a thread where they are too few",
     )
     slowdown: dict[str, float] = option({}, "for experiments: worker=factor,... makes a worker's steps so much longer")
+    step_seconds: float | None = option(
+        None,
+        "for experiments: a local step takes so long, as on a device beside which the host is free; none: no device",
+    )
     debug: bool = option(False, "show tracebacks")
 
 
@@ -203,7 +207,7 @@ def check(config: TrainConfig) -> None:
         need(name, values[name] is None or values[name] >= 1, "at least 1")
     least, most = values["local_steps"] or 1, values["max_local_steps"]
     need("max_local_steps", most is None or most >= least, f"at least --local-steps, {least}")
-    for name in ("lr", "clip_norm", "epochs", "max_seconds", "checkpoint_seconds", "outer_lr"):
+    for name in ("lr", "clip_norm", "epochs", "max_seconds", "checkpoint_seconds", "outer_lr", "step_seconds"):
         value = values[name]
         need(name, value is None or (math.isfinite(value) and value > 0), "a finite number above 0")
     for name in ("staleness", "poll_us", "seed"):

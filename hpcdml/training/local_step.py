@@ -26,6 +26,7 @@ class LocalStep:
             local step.
         precision: mixed precision, or none.
         slowdown: for experiments, the factor by which the step is made longer.
+        seconds: for experiments, how long the step takes on an emulated device; None: as long as it takes.
     """
 
     model: nn.Module
@@ -38,6 +39,7 @@ class LocalStep:
     clip_norm: float | None = None
     epoch_samples: int | None = None
     slowdown: float = 1.0
+    seconds: float | None = None
 
     def gradient(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Add a minibatch's part of the step's gradient, and return its part of the step's loss."""

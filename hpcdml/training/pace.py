@@ -34,20 +34,27 @@ class Pace:
 
 
 class Stretch:
-    """Makes a step, from here on, longer by a factor, as if it ran on a slower device.
-
-    On the CPU the time counts that this thread computes, not the time that others take from it: several emulated hosts
-    may share a core.
+    """Makes a step, from here on, as long as it would be on another device.
 
     Args:
-        factor: 1 or more.
+        factor: the step lasts so many times longer, 1 or more.
+        seconds: the step lasts so long on an emulated device, times ``factor``, while the host is free; None: there is
+            none. On the CPU the time counts that this thread computes, not the time that others take from it: several
+            emulated hosts may share a core.
     """
 
-    def __init__(self, factor: float, device: torch.device) -> None:
+    def __init__(self, factor: float, seconds: float | None, device: torch.device) -> None:
         self.factor = factor
-        self._clock = time.thread_time if device.type == "cpu" else time.perf_counter
+        self.seconds = seconds
+        self._clock = time.thread_time if device.type == "cpu" and seconds is None else time.perf_counter
         self._begin = self._clock()
 
     def missing(self, polled: float) -> float:
-        """Seconds that the step is still to last, of which so far ``polled`` seconds were polls."""
-        return max(0.0, (self.factor - 1.0) * (self._clock() - self._begin - polled))
+        """Seconds that the step is still to last, of which so far ``polled`` seconds were polls.
+
+        An emulated device computes during the polls as well.
+        """
+        passed = self._clock() - self._begin
+        if self.seconds is not None:
+            return max(0.0, self.factor * self.seconds - passed)
+        return max(0.0, (self.factor - 1.0) * (passed - polled))

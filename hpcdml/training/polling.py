@@ -178,7 +178,7 @@ class StepPoller:
         until = time.perf_counter() + seconds
         while (left := until - time.perf_counter()) > 0:
             time.sleep(min(left, max(self._next - time.perf_counter(), 1e-4)))
-            self.poll_within()
+            self.poll_beside()
 
     def poll_within(self) -> None:
         """Poll within ``computing``, unless the thread is at it."""
@@ -190,6 +190,12 @@ class StepPoller:
             finally:
                 self._lock.release()
         self._note(begin)
+
+    def poll_beside(self) -> None:
+        """Poll within ``computing`` while the device computes and the host has nothing else to do: it costs no time."""
+        before = self.seconds
+        self.poll_within()
+        self.seconds = before
 
     def _move(self) -> bool:
         message = self.channel.poll()

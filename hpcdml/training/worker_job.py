@@ -40,6 +40,7 @@ class WorkerJob:
             clip_norm=config.optimizer.clip_norm,
             epoch_samples=setup.epoch_samples if config.optimizer.scheduler_unit == "epoch" else None,
             slowdown=float(config.run.slowdown.get(str(world.rank), 1.0)),
+            seconds=config.run.step_seconds,
         )
         if config.model.compile:
             start = setup.sampler.state

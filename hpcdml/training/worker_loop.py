@@ -94,7 +94,7 @@ class WorkerLoop:
 
     def _train(self, action: Train) -> None:
         polled = self.poller.seconds
-        stretch = Stretch(self.step.slowdown, self.flat.device)
+        stretch = Stretch(self.step.slowdown, self.step.seconds, self.flat.device)
         step, data_seconds, samples = self.step, 0.0, 0
         loss = torch.zeros((), device=self.flat.device)
         with self.poller.computing():
@@ -105,9 +105,8 @@ class WorkerLoop:
                 loss = loss + step.gradient(inputs, targets)
                 samples += len(inputs)
             step.apply()
-            if step.slowdown > 1.0:
-                self.poller.sleep(stretch.missing(self.poller.seconds - polled))
-            self.pace.keep(self.poller.poll_within)
+            self.poller.sleep(stretch.missing(self.poller.seconds - polled))
+            self.pace.keep(self.poller.poll_beside)
         self.machine.stepped(samples)
         self._schedule()
         self.poller.poll()
