@@ -17,8 +17,8 @@ from hpcdml.parameters.layout import Kind, Layout, Segment, align, cut, full_dty
 from hpcdml.parameters.narrow import narrow
 from hpcdml.parameters.wire import WireVector
 
-_PIECE = 1 << 16
-"""Values that are worked on at once on the CPU: four vectors of them fit into a core's second cache."""
+_PIECE = 1 << 17
+"""Values that are worked on at once on the CPU: smaller pieces cost more calls, larger ones more misses."""
 
 _DEVICE_PIECE = 1 << 24
 """The same on a GPU, where it bounds the memory for intermediate values."""
