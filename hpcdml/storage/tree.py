@@ -119,7 +119,8 @@ def _read(group: h5py.Group, depth: int) -> Any:
         items = [_read_item(group, str(i), depth) for i in range(keys)]
         return items if kind == "list" else tuple(items)
     keys = decode(keys)
-    return MAPPINGS[kind]((key, _read_item(group, name, depth)) for key, name in zip(keys, _names(keys), strict=True))
+    names = zip(keys, _names(keys), strict=True)
+    return MAPPINGS[kind]({key: _read_item(group, name, depth) for key, name in names})  # a Counter counts pairs
 
 
 def _read_item(group: h5py.Group, name: str, depth: int) -> Any:

@@ -88,7 +88,8 @@ def decode(value: Any) -> Any:
         return {key: decode(item) for key, item in value.items()}
     name, content = mark[1:], value[mark]
     if name in MAPPINGS:
-        return MAPPINGS[name]((decode(key), decode(item)) for key, item in content)
+        # By way of a dict: a Counter counts pairs.
+        return MAPPINGS[name]({decode(key): decode(item) for key, item in content})
     if name == "tuple":
         return tuple(decode(item) for item in content)
     if name == "bytes":
