@@ -132,8 +132,8 @@ def _prune(newest: Path, keep_last: int, keep_every: int | None) -> None:
     for path in paths[: paths.index(newest) + 1][:-keep_last]:
         ordinal = _ordinal(path)
         if ordinal is not None and (keep_every is None or ordinal % keep_every != 0):
-            point("prune")
             with contextlib.suppress(OSError):  # it is tried again next time
+                point("prune")
                 path.unlink()
 
 

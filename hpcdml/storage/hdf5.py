@@ -170,7 +170,7 @@ def read_group(group: h5py.Group) -> dict[str, np.ndarray]:
             raise ValueError(f"{name} is not an array")
         if not numeric(dataset.dtype):
             raise ValueError(f"{name} does not hold numbers")
-        arrays[unescape(name)] = np.asarray(dataset[()])
+        arrays[unescape(name)] = np.asarray(dataset[...])
     return arrays
 
 

@@ -133,7 +133,7 @@ def _read_item(group: h5py.Group, name: str, depth: int) -> Any:
         return decode(_read_value(group, name))
     if not numeric(item.dtype):
         raise ValueError(f"{name} does not hold numbers")
-    values = np.asarray(item[()])
+    values = np.asarray(item[...])  # [()] would give a scalar, in the byte order of the machine
     dtype = get_attribute(item, DTYPE) if DTYPE in item.attrs else None
     return values if dtype is None else TensorArray(values, str(dtype))
 

@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 from hpcdml.storage.faults import point
-from hpcdml.storage.hdf5 import abandon, numeric, write_failure
+from hpcdml.storage.hdf5 import abandon, numeric, reason, write_failure
 from hpcdml.storage.seal import BLOCK_BYTES, Seal, sync, write_fully
 
 # Puts an array into a group under a link's name and returns its dataset, to which attributes may be added.
@@ -82,7 +82,8 @@ def write_whole(target: Path, build: Callable[[h5py.File, Place], None], about: 
             abandon(file)
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, (OSError, RuntimeError)):
+        # h5py raises ValueError as well where HDF5 could not write.
+        if isinstance(error, (OSError, RuntimeError)) or (isinstance(error, ValueError) and reason(error)[0]):
             raise write_failure(target, error) from error
         raise
     finally:
