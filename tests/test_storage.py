@@ -24,7 +24,7 @@ from hpcdml.storage import TABLES, RunReader, RunWriter, read_state, table, writ
 from hpcdml.storage.hdf5 import escape, get_attributes, set_attribute, unescape
 from hpcdml.storage.row_checks import stored_type
 from hpcdml.storage.seal import append_seal
-from hpcdml.storage.tables import EVALUATIONS, EVENTS, PUSHES, ROUNDS, STEPS
+from hpcdml.storage.tables import EVENTS, PUSHES, STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
 STATE: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -624,76 +624,7 @@ def test_arrays_of_objects_and_links_to_other_files_are_not_followed(tmp_path: P
             read_state(path)
 
 
-DAMAGE = """if 1:
-    import random, sys, time
-    from pathlib import Path
-    from hpcdml.errors import UsageError
-    from hpcdml.storage import TABLES, RunReader, read_state
-    source, kind, seed, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    rng, data = random.Random(seed), source.read_bytes()
-    busy = [i for i, byte in enumerate(data) if byte]
-    good = read_state(source) if kind == "state" else None
-    refused = 0
-    for _ in range(count):
-        damaged = bytearray(data)
-        at = rng.choice([rng.randrange(len(data)), rng.choice(busy[:3000])])
-        what = rng.choice(["bit", "byte", "cut", "hole"])
-        if what == "bit":
-            damaged[at] ^= 1 << rng.randrange(8)
-        elif what == "byte":
-            damaged[at] = rng.randrange(256)
-        elif what == "cut":
-            del damaged[at:]
-        else:
-            damaged[at : at + 512] = bytes(len(damaged[at : at + 512]))
-        path = source.with_name("damaged.h5")
-        path.write_bytes(damaged)
-        print(what, at, file=open(source.with_name("last"), "w"))
-        begin = time.monotonic()
-        try:
-            if kind == "state":
-                state, attributes = read_state(path)
-                assert attributes == good[1] and all((state[k] == v).all() for k, v in good[0].items())
-            else:
-                run = RunReader(path)
-                tables = [run.table(table.name) for table in TABLES]
-                run.events(), run.finished, run.parameters(), run.torch_dtypes()
-        except UsageError as error:
-            assert len(str(error).splitlines()) == 1 and str(path) in str(error)
-            refused += 1
-        assert time.monotonic() - begin < 20
-    print(refused)
-"""
-
-
-@pytest.mark.parametrize("kind", ["finished", "killed", "state"])
-def test_damage_anywhere_is_told_in_one_line_or_does_not_matter(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "run.h5"
-    if kind == "state":
-        write_state(path, values(), {"round": 3})
-    else:
-        writer = create(tmp_path)
-        for i in range(1, 1500, 100):
-            writer.append("steps", step_rows(i, 100))
-            writer.append("rounds", ROUNDS.rows((i, i * 0.5, 2, 9, 99, 0.1, 1000, 2.0)))
-            writer.append("evaluations", EVALUATIONS.rows((i, i * 0.5, 99, 0.5, 1.0, 0.1)))
-            writer.event(i, 0, "kind", "text")
-            writer.flush(force=True)
-        if kind == "finished":
-            writer.write_parameters(values())
-        else:
-            data = path.read_bytes()  # as it lies there when the writer is killed now
-        writer.close()
-        if kind == "killed":
-            path.write_bytes(data)
-            with pytest.raises(OSError, match="already open for write"):
-                h5py.File(path)
-    # In a process of its own, so that a crash of the interpreter would be seen.
-    refused = int(finish(python(DAMAGE, path, kind, 5, 80)))
-    assert refused > 15
-
-
-# Checkpoints
+# Files of parameters
 
 
 def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
