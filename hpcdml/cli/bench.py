@@ -16,6 +16,7 @@ from hpcdml.errors import UsageError
 # Name: its line in the help text, its module, its options. A module has run(options, tell) -> rows.
 BENCHMARKS: dict[str, tuple[str, str, str]] = {
     "accuracy": ("every policy beside sequential training, for equal samples", "accuracy", "AccuracyOptions"),
+    "checkpoint": ("how fast a checkpoint is written, beside dd on the same disk", "checkpoint", "CheckpointOptions"),
     "straggler": ("what one slow worker does to a fast one", "straggler", "StragglerOptions"),
 }
 
