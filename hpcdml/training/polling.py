@@ -177,8 +177,10 @@ class StepPoller:
         """Let time pass, within ``computing``, as if the device were busy for so long: polls go on."""
         until = time.perf_counter() + seconds
         while (left := until - time.perf_counter()) > 0:
-            time.sleep(min(left, max(self._next - time.perf_counter(), 1e-4)))
-            self.poll_beside()
+            pause = max(self._next - time.perf_counter(), 1e-4)
+            time.sleep(min(left, pause))
+            if pause < left:  # else the step is over, and its end polls as well
+                self.poll_beside()
 
     def poll_within(self) -> None:
         """Poll within ``computing``, unless the thread is at it."""
