@@ -14,7 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from hpcdml.benchmarks.peers import SIDES, PeerOptions, find_place, plain_launcher, run_peer
+from hpcdml.benchmarks.launch import Site
+from hpcdml.benchmarks.peers import SIDES, PeerOptions, slowness
+from hpcdml.benchmarks.peers.copies import Copies
+from hpcdml.benchmarks.peers.place import find_place
+from hpcdml.benchmarks.runs import run_peer, time_to
 from hpcdml.config import TrainConfig
 from hpcdml.errors import MachineError, UsageError
 from hpcdml.storage.parameters_file import read_state
@@ -23,34 +27,27 @@ from hpcdml.training.models import build_model
 from hpcdml.training.optimizers import make_optimizer
 
 with_mpirun = pytest.mark.usefixtures("_needs_mpirun")
-LAUNCH = plain_launcher(60)
+SITE = Site(timeout=100)
 WORKERS = 2
-KEYS = {
-    *("side", "workers", "threads", "torch", "samples", "steps", "wall_seconds", "samples_per_second"),
-    *("step_seconds_median", "local_steps", "samples_per_worker", "samples_per_second_per_worker", "curve"),
-    *("final_accuracy", "final_loss", "target_accuracy", "time_to_target_seconds"),
-}
 
 
 @with_mpirun
 @pytest.mark.parametrize("side", SIDES)
 def test_every_side_learns(side: str) -> None:
-    train = {"threads": 1, "lr": 0.4, "epochs": 8.0, "target_accuracy": 0.5}
-    result = run_peer(LAUNCH, WORKERS, PeerOptions(side=side, train=train, eval_samples=2000))
+    train = {"threads": 1, "lr": 0.4, "epochs": 8.0, "eval_seconds": 0.02}
+    result = run_peer(SITE, WORKERS, PeerOptions(side, train))
 
-    assert set(result) == KEYS
     steps = math.ceil(8 * 1437 / 64)
-    assert result["steps"] == steps
     assert result["local_steps"] == [steps, steps]
-    assert result["samples"] == sum(result["samples_per_worker"]) == steps * 64
+    assert result["samples"] == steps * 64
     assert result["samples_per_second"] == pytest.approx(result["samples"] / result["wall_seconds"])
-    assert 0 < result["step_seconds_median"] * steps < 2 * result["wall_seconds"]
+    assert 0 < max(result["step_seconds"]) * steps < 2 * result["wall_seconds"]
+    assert result["payload_bytes"] == 4 * (64 * 128 + 128 + 128 * 128 + 128 + 128 * 10 + 10)
     curve = result["curve"]
-    assert [round(point[1] / 2000) for point in curve[:-1]] == list(range(1, len(curve)))
-    assert curve[-1] == [result["curve"][-1][0], result["samples"], result["final_accuracy"], result["final_loss"]]
-    assert curve == sorted(curve)
-    assert 0 < result["time_to_target_seconds"] <= result["wall_seconds"]
-    assert result["final_accuracy"] >= 0.9
+    assert len(curve) > 1 and curve == sorted(curve)
+    assert curve[-1][1] == result["samples"]
+    assert 0 < time_to(0.5, curve) <= curve[-1][0] <= result["wall_seconds"]
+    assert curve[-1][2] >= 0.9
 
 
 @with_mpirun
@@ -77,19 +74,19 @@ def test_post_local_sgd_averages_gradients_and_then_parameters(tmp_path: Path) -
 @with_mpirun
 def test_all_workers_end_by_the_time(tmp_path: Path) -> None:
     train = {"threads": 1, "max_seconds": 0.5, "eval_seconds": 0.1, "slowdown": {"2": 2.0}}
-    result = run_peer(LAUNCH, WORKERS, PeerOptions(side="ddp", train=train))
+    result = run_peer(SITE, WORKERS, PeerOptions("ddp", train))
 
     first, second = result["local_steps"]
     assert first == second > 1
-    assert 0.5 <= result["wall_seconds"] < 5
+    assert result["wall_seconds"] >= 0.5
     assert result["curve"][0][0] < result["wall_seconds"]
 
 
 @with_mpirun
 def test_a_failure_in_the_job_takes_one_line() -> None:
-    with pytest.raises(MachineError) as caught:
-        run_peer(LAUNCH, WORKERS, PeerOptions(train={"dataset": "nothing/here.h5"}))
-    assert str(caught.value).startswith("peer ddp: status 2: --dataset nothing/here.h5: ")
+    with pytest.raises(UsageError) as caught:
+        run_peer(SITE, WORKERS, PeerOptions("ddp", {"dataset": "nothing/here.h5"}))
+    assert str(caught.value).startswith("--dataset nothing/here.h5: ")
     assert "\n" not in str(caught.value)
 
 
@@ -97,9 +94,62 @@ def test_a_failure_in_the_job_takes_one_line() -> None:
 def test_a_hanging_job_is_ended_with_all_its_ranks() -> None:
     mark = f"mark-{time.time_ns()}"
     ignoring = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(100)"
-    with pytest.raises(MachineError, match=r"still running after 2 s$"):
-        plain_launcher(2)(WORKERS, [sys.executable, "-c", ignoring, mark])
+    with pytest.raises(MachineError, match=r"still running after 2 s"):
+        Site(timeout=2).run(WORKERS, [sys.executable, "-c", ignoring, mark])
     assert [line for line in command_lines() if mark in line and str(Path(sys.executable).name) in line] == []
+
+
+class Time:
+    """A clock for ``Slowness``: computing is told to it, and sleeping takes a tenth of a millisecond too long."""
+
+    def __init__(self) -> None:
+        self.computed = self.slept = 0.0
+        self.sleeps = 0
+
+    def thread_time(self) -> float:
+        return self.computed
+
+    def perf_counter(self) -> float:
+        return self.slept
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += seconds + 1e-4
+        self.sleeps += 1
+
+    def compute(self, *_: object) -> None:
+        self.computed += 1e-3
+
+
+def test_a_slowed_step_sleeps_gradient_by_gradient_and_in_all_as_long_as_it_should(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Time()
+    monkeypatch.setattr(slowness, "time", clock)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    for part in model:
+        part.register_forward_hook(clock.compute)
+        part.register_full_backward_hook(clock.compute)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    slow = slowness.Slowness(model, optimizer, 4.0)
+    for step in range(1, 11):
+        slow.begin()
+        model(torch.ones(2, 3, requires_grad=True)).sum().backward()
+        assert clock.sleeps >= 2 * step - 1  # before the optimizer's
+        optimizer.step()
+        clock.computed += 5e-3  # communication: not a part of the step
+    assert clock.slept == pytest.approx(3 * 10 * 4e-3, abs=slowness.LEAST_SLEEP + 1e-4)
+
+
+def test_copies_grow_rarer_where_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(1, 1)
+    monkeypatch.setattr("hpcdml.benchmarks.peers.copies.MOST_BYTES", 8 * 8)  # eight copies
+    copies = Copies(model, 1.0)
+    for second in range(1, 101):
+        copies.consider(float(second), second)
+    times = [seconds for seconds, _, _ in copies._taken]
+    assert 4 <= len(times) <= 8
+    gaps = {round(b - a) for a, b in zip(times, times[1:], strict=False)}
+    assert max(gaps) <= 2 * min(gaps) and times[0] <= 2 * max(gaps) and times[-1] >= 100 - max(gaps)
 
 
 @pytest.mark.parametrize(
@@ -107,32 +157,24 @@ def test_a_hanging_job_is_ended_with_all_its_ranks() -> None:
     [
         ({"side": "horovod"}, "--side horovod: must be one of ddp, ddp-fp16, ddp-bf16, ddp-powersgd, post-local-sgd"),
         ({"local_steps": 0}, "--local-steps 0: must be at least 1"),
-        ({"local_steps": "8"}, '--local-steps "8": must be a whole number'),
-        ({"matrix_rank": True}, "--matrix-rank true: must be a whole number"),
+        ({"matrix_rank": 0}, "--matrix-rank 0: must be at least 1"),
         ({"bucket_mb": -1}, "--bucket-mb -1: must be a finite number above 0"),
         ({"start_powersgd": 1}, "--start-powersgd 1: must be at least 2"),
-        ({"master": "here"}, "--master here: must be HOST:PORT"),
-        ({"speed": 1}, "--speed: a peer has no such option; there are side, train,"),
         ({"train": {"policy": "losp"}}, "--policy: is no option of hpcdml train that a peer has"),
-        ({"train": {"lr": "fast"}}, '--lr "fast": must be a number'),
         ({"train": {"lr": -1}}, "--lr -1: must be a finite number above 0"),
-        ({"train": {"device": "cuda"}}, "--device cuda: must be cpu"),
         ({"train": {"target_accuracy": 0.9}}, "--target-accuracy: does not stop a peer"),
     ],
 )
 def test_a_wrong_option_takes_one_line(options: dict[str, Any], text: str) -> None:
     with pytest.raises(UsageError) as caught:
-        PeerOptions.from_json(json.dumps(options))
+        PeerOptions.from_json(json.dumps({"side": "ddp", **options}))
     assert str(caught.value).startswith(text)
     assert "\n" not in str(caught.value)
 
 
 def test_options_survive_the_command_line() -> None:
-    options = PeerOptions(side="alone", train={"lr": 0.3, "model_args": {"hidden": 8}}, eval_samples=5, master="a:1")
+    options = PeerOptions("alone", {"lr": 0.3, "model_args": {"hidden": 8}}, meeting="a:1", warmup_steps=5)
     assert PeerOptions.from_json(options.to_json()) == options
-    for text in ("", "[1]", "{"):
-        with pytest.raises(UsageError, match="must be one JSON object"):
-            PeerOptions.from_json(text)
 
 
 def test_the_place_comes_from_the_launcher() -> None:
@@ -161,7 +203,7 @@ def check(
     steps, batch = 14, 16
     train = {"threads": 1, "lr": 0.2, "batch_size": batch, "max_samples": steps * batch * WORKERS, "seed": 3}
     train["optimizer_args"] = {"momentum": 0.5}
-    run_peer(LAUNCH, WORKERS, PeerOptions(side=side, train=train, state=f"{folder}/state.h5", **options))
+    run_peer(SITE, WORKERS, PeerOptions(side, train, state=f"{folder}/state.h5", **options))
     found, _ = read_state(folder / "state.h5")
 
     config = TrainConfig.from_flat(train)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from hpcdml.benchmarks.launch import names, open_site
+from hpcdml.benchmarks.launch import check_rates, names, open_site
 from hpcdml.benchmarks.log import Log, Record
 from hpcdml.benchmarks.runner import JobOptions, Runner
 from hpcdml.benchmarks.runs import all_sides, time_to
@@ -46,6 +46,7 @@ def check(options: ConvergenceOptions) -> None:
         UsageError: a wrong option, or a picture without matplotlib.
     """
     names(options.sides, "--sides", all_sides())
+    check_rates(options.rate, "--rate")
     if not 0 < options.target <= 1:
         raise UsageError(f"--target {options.target:g}: must be above 0 and at most 1 (0.97, not 97)")
     if not options.lrs:
@@ -73,7 +74,7 @@ def run(options: ConvergenceOptions, log: Log) -> list[dict[str, Any]]:
     sides = names(options.sides, "--sides", all_sides())
     common = _train_options(options)
     runs: list[Record] = []
-    with open_site(options.workers + 1, [options.rate]) as site:
+    with open_site(options.workers + 1, check_rates(options.rate, "--rate")) as site:
 
         def keep(record: Record) -> None:
             runs.append(record)

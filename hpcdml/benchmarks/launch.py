@@ -97,20 +97,34 @@ def open_site(hosts: int, rates: Sequence[str], name: str = "bench") -> Iterator
     """The place for jobs of up to ``hosts`` ranks: emulated hosts at the first of the rates, or none.
 
     Args:
-        rates: each as in ``1gbit``; ``none``, alone: this machine or the present allocation as it is.
+        rates: as ``check_rates`` returns them.
 
     Raises:
-        UsageError: a rate is none, or the user is not root.
+        UsageError: the user is not root.
         MachineError: the machine lacks what emulated hosts need.
     """
-    if list(rates) == [AS_IT_IS]:
+    if AS_IT_IS in rates:
         yield Site()
         return
-    for rate in rates:
-        if parse_rate(rate) is None:
-            raise UsageError(f"--rates {','.join(rates)}: none stands alone, for this machine as it is")
     with Cluster(hosts, rates[0], name) as cluster:
         yield Site(cluster)
+
+
+def check_rates(text: str, option: str) -> list[str]:
+    """The rates in a comma-separated list, each as in ``1gbit``; or ``none`` alone.
+
+    Raises:
+        UsageError: it is no such list.
+    """
+    rates = [rate.strip() for rate in text.split(",")]
+    if AS_IT_IS in rates and len(rates) > 1:
+        raise UsageError(f"{option} {text}: {AS_IT_IS} stands alone, for this machine as it is")
+    for rate in rates:
+        try:
+            parse_rate(rate)
+        except UsageError as error:
+            raise UsageError(str(error).replace("--rate", option, 1)) from None
+    return list(dict.fromkeys(rates))
 
 
 def names(text: str, option: str, known: Sequence[str]) -> list[str]:

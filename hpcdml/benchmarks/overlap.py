@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from hpcdml.benchmarks.launch import names, open_site
+from hpcdml.benchmarks.launch import check_rates, names, open_site
 from hpcdml.benchmarks.log import Log
 from hpcdml.benchmarks.runner import JobOptions, Runner
 from hpcdml.benchmarks.runs import all_sides
@@ -40,6 +40,7 @@ def check(options: OverlapOptions) -> None:
         UsageError: a wrong option.
     """
     names(options.sides, "--sides", all_sides())
+    check_rates(options.rates, "--rates")
     for batch in options.batch_sizes:
         if batch < 1 or batch != int(batch):
             raise UsageError(f"--batch-sizes {batch:g}: must be whole numbers of at least 1")
@@ -59,7 +60,7 @@ def run(options: OverlapOptions, log: Log) -> list[dict[str, Any]]:
         HpcdmlError: the emulated hosts could not be set up, or too many runs failed.
     """
     check(options)
-    sides, rates = names(options.sides, "--sides", all_sides()), options.rates.split(",")
+    sides, rates = names(options.sides, "--sides", all_sides()), check_rates(options.rates, "--rates")
     common = options.train_options()
     common |= {"lr": options.lr, "max_seconds": options.seconds, "eval_seconds": options.seconds}
     pairs: dict[tuple[int, str, str], dict[int, Pair]] = {}
@@ -111,7 +112,7 @@ def _row(
         over_bsp: samples/s over those of bsp; bound: free samples/s over those of a bsp that takes one step of the
             slowest worker and one transfer for a round: 1 + M/C where all workers are alike.
         idle: share of the fast worker's time in which communication kept it from computing, as it measured itself.
-        round_ms, transfer_ms: seconds of a round at the server, and those that its bytes need in one direction.
+        round_ms: a round at the server, from the header of its first push to its last chunk.
     """
     batch, rate, side = key
     step = median(free["step_seconds"][0] for free, _ in pairs.values())
@@ -123,7 +124,7 @@ def _row(
         "M/C": transfer / step,
         "free_ms": 1e3 * step,
         "step_ms": 1e3 * median(kept["step_seconds"][0] for _, kept in pairs.values()),
-        "free": spread([free["samples_per_second"] for free, _ in pairs.values()]),
+        "free": median(free["samples_per_second"] for free, _ in pairs.values()),
         "share": spread([kept["samples_per_second"] / free["samples_per_second"] for free, kept in pairs.values()]),
     }
     if straggler:
@@ -134,7 +135,6 @@ def _row(
     row["idle"] = middle([kept["idle_fraction"][0] for _, kept in pairs.values() if kept.get("idle_fraction")])
     rounds = [kept["round_seconds_median"] for _, kept in pairs.values() if kept.get("round_seconds_median")]
     row["round_ms"] = 1e3 * median(rounds) if rounds else None
-    row["transfer_ms"] = 1e3 * transfer
     return row
 
 

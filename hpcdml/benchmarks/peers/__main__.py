@@ -55,5 +55,5 @@ def _tell(place: Place, text: str, status: int, grace: float) -> int:
 if __name__ == "__main__":
     code = main(sys.argv[1])
     sys.stdout.flush()
-    # Not sys.exit: with the group still there, its threads may wait for a rank that is lost.
+    # Not sys.exit: the group is still there, and its threads may wait for a rank that is lost.
     os._exit(code)

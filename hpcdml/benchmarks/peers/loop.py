@@ -92,7 +92,8 @@ def train(prepared: Prepared) -> dict[str, Any] | None:
     side.settle(steps)
     seconds = time.perf_counter() - begin
     walls, spent, local_steps, medians = _gather([seconds, copies.spent, steps, statistics.median(took)])
-    dist.destroy_process_group()
+    # No destroy_process_group: it joins gloo's threads with Python's lock in its hands, for which one of them may be
+    # waiting to drop a hook's callback. The process ends by os._exit.
     if place.rank:
         return None
     # Whoever waits for rank 0 has waited for its copies as well.
