@@ -11,7 +11,7 @@ import torch
 from mpi4py import MPI
 
 from hpcdml.mpi.tags import Tag
-from hpcdml.parameters import Layout
+from hpcdml.parameters import TORCH_DTYPE, Layout
 from hpcdml.protocol.messages import HEADER_BYTES, Global, Push, StrayMessage
 
 WINDOW = 4
@@ -19,6 +19,11 @@ WINDOW = 4
 
 RECORD_ROWS = 1024
 """Most rows of a block of step records; the first row only holds the number of the others, in its first column."""
+
+
+_HEADER, _CHUNK, _RECORDS, _SEND = range(4)
+_KINDS = 4
+"""Requests of one worker that a poll asks for: the next of each kind."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,12 @@ class _Peer:
     def __init__(self, comm: MPI.Intracomm, worker: int, layout: Layout, columns: int) -> None:
         self.comm = comm
         self.worker = worker
-        self.chunks = len(layout.chunks)
+        self.place = 0
         self.header = np.zeros(HEADER_BYTES + 8 * layout.integers, np.uint8)
         self.records = np.zeros((RECORD_ROWS, columns))
         largest = max(chunk.nbytes for chunk in layout.chunks)
         self._slots = torch.zeros(WINDOW, largest, dtype=torch.uint8)
+        self._views: list[dict[tuple[int, torch.dtype], torch.Tensor]] = [{} for _ in range(WINDOW)]
         self._staging: torch.Tensor | None = None
         self.header_request = comm.Recv_init(self.header, worker, Tag.HEADER)
         self.records_request = comm.Recv_init(self.records, worker, Tag.RECORDS)
@@ -83,9 +89,13 @@ class _Peer:
             self.chunk_requests[self.posted % WINDOW].Start()
             self.posted += 1
 
-    def slot(self) -> torch.Tensor:
-        """The oldest slot that is not released, uint8."""
-        return self._slots[self.released % WINDOW]
+    def slot(self, shape: tuple[int, torch.dtype]) -> torch.Tensor:
+        """The first bytes, so many, of the oldest slot that is not released, as values of that type."""
+        views = self._views[self.released % WINDOW]
+        if shape not in views:
+            nbytes, dtype = shape
+            views[shape] = self._slots[self.released % WINDOW, :nbytes].view(dtype)
+        return views[shape]
 
     def stage(self, data: np.ndarray) -> np.ndarray:
         """Copy a chunk to where it stays unchanged until it has been sent."""
@@ -120,6 +130,9 @@ class ServerChannel:
         layout: layout of the vector.
         workers: ranks of the workers.
         columns: columns of a block of step records.
+
+    Attributes:
+        moved: whether the last poll completed anything, sends included: only then is there anything new to do.
     """
 
     def __init__(self, comm: MPI.Intracomm, run_id: int, layout: Layout, workers: Iterable[int], columns: int) -> None:
@@ -127,10 +140,15 @@ class ServerChannel:
         self.run_id = run_id
         self.layout = layout
         self.peers = {worker: _Peer(comm, worker, layout, columns) for worker in workers}
+        self.moved = False
         self._events: list[Event] = []
-        self._types = [torch.float64 if s.wire_dtype == "float64" else torch.float32 for s in layout.segments]
-        for peer in self.peers.values():
+        self._shapes = [(c.nbytes, TORCH_DTYPE[layout.segments[c.segment].wire_dtype]) for c in layout.chunks]
+        self._order = list(self.peers.values())
+        self._requests: list[MPI.Request] = []
+        for place, peer in enumerate(self._order):
+            peer.place = place
             peer.start()
+            self._requests += (peer.header_request, peer.chunk_requests[0], peer.records_request, MPI.REQUEST_NULL)
 
     def poll(self) -> list[Event]:
         """Move everything under way forward and return what has arrived, headers before the chunks that follow them.
@@ -138,29 +156,24 @@ class ServerChannel:
         Raises:
             StrayMessage: a header is no push of this run; what else has arrived is returned by the next call.
         """
-        peers = list(self.peers.values())
-        requests: list[MPI.Request] = []
-        for peer in peers:
-            chunk = peer.chunk_requests[peer.arrived % WINDOW] if peer.arrived < peer.posted else MPI.REQUEST_NULL
-            send = peer.sends[0][0] if peer.sends else MPI.REQUEST_NULL
-            requests += (peer.header_request, chunk, peer.records_request, send)
-        done = MPI.Request.Testsome(requests)
+        done = MPI.Request.Testsome(self._requests)
+        self.moved = bool(done) or bool(self._events)
+        if not self.moved:
+            return []
         stray: StrayMessage | None = None
         for index in sorted(done or ()):
-            peer, what = peers[index // 4], index % 4
-            if what == 0:
+            peer, what = self._order[index // _KINDS], index % _KINDS
+            if what == _HEADER:
                 try:
                     self._events.append(self._header(peer))
                 except StrayMessage as error:
                     stray = error
-            elif what == 1:
+            elif what == _CHUNK:
                 self._events += self._chunks(peer)
-            elif what == 2:
+            elif what == _RECORDS:
                 self._events += self._records(peer)
             else:
-                peer.pop_send()
-                while peer.sends and peer.sends[0][0].Test():
-                    peer.pop_send()
+                self._sent(peer)
         if stray is not None:
             raise stray
         events, self._events = self._events, []
@@ -168,14 +181,14 @@ class ServerChannel:
 
     def slot(self, worker: int, chunk: int) -> torch.Tensor:
         """The chunk of the worker's push that has arrived and is not released, in its type on the wire."""
-        piece = self.layout.chunks[chunk]
-        return self.peers[worker].slot()[: piece.nbytes].view(self._types[piece.segment])
+        return self.peers[worker].slot(self._shapes[chunk])
 
     def release(self, worker: int) -> None:
         """Give the slot of the oldest chunk back for another one to be received."""
         peer = self.peers[worker]
         peer.released += 1
         peer.post()
+        self._watch_chunk(peer)
 
     def send_header(self, worker: int, message: Global, integers: np.ndarray) -> None:
         """Start sending the header of a global message with the integer buffers (int64)."""
@@ -203,12 +216,30 @@ class ServerChannel:
         """Cancel the receives that nothing will match any more and free all requests."""
         for peer in self.peers.values():
             peer.free()
-        self.peers = {}
+        self.peers, self._order, self._requests = {}, [], []
 
     def _send(self, worker: int, tag: Tag, data: np.ndarray, staged: bool) -> None:
         # The data is kept beside its request: it must stay where it is until the send is complete.
         peer = self.peers[worker]
         peer.sends.append((self.comm.Isend(data, worker, tag), data, staged))
+        if len(peer.sends) == 1:
+            self._watch_send(peer)
+
+    def _sent(self, peer: _Peer) -> None:
+        peer.pop_send()
+        while peer.sends and peer.sends[0][0].Test():
+            peer.pop_send()
+        self._watch_send(peer)
+
+    # A poll asks for the same requests again and again, so that their list is kept and changed in place.
+
+    def _watch_chunk(self, peer: _Peer) -> None:
+        awaited = peer.arrived < peer.posted
+        request = peer.chunk_requests[peer.arrived % WINDOW] if awaited else MPI.REQUEST_NULL
+        self._requests[_KINDS * peer.place + _CHUNK] = request
+
+    def _watch_send(self, peer: _Peer) -> None:
+        self._requests[_KINDS * peer.place + _SEND] = peer.sends[0][0] if peer.sends else MPI.REQUEST_NULL
 
     def _header(self, peer: _Peer) -> PushArrived:
         push = Push.unpack(peer.header.data, self.run_id)
@@ -222,6 +253,7 @@ class ServerChannel:
         while peer.arrived < peer.posted and peer.chunk_requests[peer.arrived % WINDOW].Test():
             peer.arrived += 1
             events.append(ChunkArrived(peer.worker))
+        self._watch_chunk(peer)
         return events
 
     def _records(self, peer: _Peer) -> list[Event]:

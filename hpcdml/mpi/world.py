@@ -15,7 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 from hpcdml.errors import HpcdmlError, UsageError
-from hpcdml.mpi.backoff import Backoff
+from hpcdml.mpi.backoff import Backoff, sleep_exactly
 from hpcdml.mpi.tags import Tag
 from hpcdml.mpi.yielding import keep_the_core
 
@@ -62,6 +62,7 @@ class World:
 def join_world() -> World:
     """Return this process's place among the ranks that the launcher started."""
     keep_the_core()
+    sleep_exactly()
     comm = MPI.COMM_WORLD.Dup()
     comm.Set_errhandler(MPI.ERRORS_RETURN)
     local = comm.Split_type(MPI.COMM_TYPE_SHARED)

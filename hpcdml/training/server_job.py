@@ -9,6 +9,7 @@ from pathlib import Path
 from hpcdml.config import StopOptions, TrainConfig
 from hpcdml.mpi.server_channel import ServerChannel
 from hpcdml.mpi.world import World, versions
+from hpcdml.observability import resources
 from hpcdml.observability.environment import environment
 from hpcdml.observability.progress import Progress
 from hpcdml.protocol.policies import make_policy
@@ -57,8 +58,9 @@ class ServerJob:
         """
         config, world, flat = self.config, self.world, self.setup.flat
         policy = make_policy(config.policy)
-        aggregator = Aggregator(flat.layout, make_outer(config.policy, policy, flat.layout))
+        aggregator = Aggregator(flat.layout, make_outer(config.policy, policy, flat.layout.full()))
         flat.values_into(aggregator.x)
+        aggregator.start()
         integers = flat.integers()
         machine = Server(policy, world.workers, config.policy.weighting, self.max_samples)
         channel = ServerChannel(world.comm, world.run_id, flat.layout, world.workers, len(COLUMNS))
@@ -67,10 +69,13 @@ class ServerJob:
         with self.writer as writer:
             writer.event(0.0, 0, "started", f"{config.policy.policy}, {len(world.workers)} workers")
             loop = ServerLoop(machine, channel, aggregator, snapshots, writer, progress, config.stop, integers)
+            cpu = resources.cpu_seconds()
             loop.run(start)
-            seconds = loop.seconds
+            seconds, cpu = loop.seconds, resources.cpu_seconds() - cpu
             snapshots.final(Version(machine.version, seconds, machine.samples), aggregator.x, integers)
             progress.close()
+            used = resources.Resources(cpu, resources.peak_bytes())
+            writer.event(seconds, 0, resources.EVENT, used.text())
             writer.write_parameters(state_arrays(flat.model), seconds)
         channel.close()
 

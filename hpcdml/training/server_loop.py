@@ -28,6 +28,8 @@ from hpcdml.training.snapshots import Snapshots, Version
 
 FLUSH_SECONDS = 1.0
 PROGRESS_SECONDS = 0.1
+LOOK_SECONDS = 0.01
+"""Seconds between two looks at what is not the workers' business."""
 
 
 @dataclass
@@ -107,6 +109,7 @@ class ServerLoop:
         self._evaluations = 0
         self._flush = Every(FLUSH_SECONDS)
         self._show = Every(PROGRESS_SECONDS)
+        self._look = Every(LOOK_SECONDS)
         self._flusher = Background("run file")
         self._operations: dict[type[Operation], Callable] = {Add: self._add, Close: self._close, Done: self._done}
 
@@ -125,13 +128,15 @@ class ServerLoop:
             events = self.channel.poll()
             for event in events:
                 self._take(event)
-            if events or not self.schedule.idle:
+            if self.channel.moved:
+                # Otherwise neither a chunk nor room for a copy is there that was not there before.
                 self._work()
-            self._look_after()
-            if events:
                 backoff.reset()
             else:
                 backoff.wait()
+            if self._look.due:
+                self._look.reset()
+                self._look_after()
         self._flusher.finish()
 
     @property
@@ -212,7 +217,7 @@ class ServerLoop:
             self.snapshots.copy(round_, chunk, self.aggregator.x)
         if round_.stop:
             return
-        data = self.aggregator.x.chunk_bytes(chunk)
+        data = self.aggregator.outgoing(chunk)
         send = self.channel.send_chunk if round_.settled else self.channel.send_copy
         for worker in round_.recipients:
             send(worker, data)
