@@ -32,6 +32,7 @@ SMALL = {"model_args": {"hidden": 32, "layers": 1}, "repeats": 1}
 def test_overlap_compares_with_the_same_ranks_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "overlap.h5"
     words = ["--sides", "losp,bsp,ddp", "--rates", "none", "--seconds", "1", "--repeats", "1", "--straggler", "3"]
+    words += ["--step-seconds", "0.01"]
     assert main(["bench", "overlap", *words, "--model-args", "hidden=32", "--json", "--output", str(file)]) == 0
     rows = {row["side"]: row for row in json.loads(capsys.readouterr().out)}
 
@@ -48,15 +49,15 @@ def test_overlap_compares_with_the_same_ranks_alone(tmp_path: Path, capsys: pyte
     runs = read_results(file, "overlap").runs
     assert [values["side"] for values, _ in runs] == ["alone", "losp", "bsp", "ddp"]
     fast, slow = runs[0][0]["step_seconds"]
-    assert slow > 1.8 * fast  # 3, but for what others do on the machine's cores
+    assert slow > 2 * fast  # 3, but for what others do on the machine's cores
     assert main(["bench", "overlap", "--results", str(file)]) == 0
     assert format_table(list(rows.values())).split() == capsys.readouterr().out.split()
 
 
 @with_mpirun
-def test_convergence_finds_each_sides_rate_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convergence_compares_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, picture = tmp_path / "results.h5", tmp_path / "picture.svg"
-    words = ["--sides", "losp,ddp", "--rate", "none", "--lrs", "0.0001,0.4", "--samples", "8000", "--target", "0.6"]
+    words = ["--sides", "losp,ddp", "--rate", "none", "--lrs", "0.4", "--samples", "8000", "--target", "0.6"]
     words += ["--eval-seconds", "0.02", "--repeats", "1", "--model-args", "hidden=64"]
     asked = ["bench", "convergence", *words, "--json", "--output", str(file), "--picture", str(picture)]
     assert main(asked) == 0
@@ -68,13 +69,6 @@ def test_convergence_finds_each_sides_rate_and_draws(tmp_path: Path, capsys: pyt
         assert row["seconds_to_target"]["median"] > 0
     assert rows["losp"]["over_losp"] == 1
     found = read_results(file, "convergence")
-    phases = [(values["phase"], values["side"]) for values, _ in found.runs]
-    assert phases == [
-        ("probe", "alone"),
-        *[("grid", "losp"), ("grid", "ddp")] * 2,
-        ("repeat", "losp"),
-        ("repeat", "ddp"),
-    ]
     for values, curve in found.runs[1:]:
         assert values["samples"] >= 8000
         assert curve == sorted(curve) and curve[-1][1] == values["samples"]
@@ -87,6 +81,27 @@ def test_convergence_finds_each_sides_rate_and_draws(tmp_path: Path, capsys: pyt
     assert again.read_text() == text
 
 
+def test_each_side_repeats_at_its_own_best_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(site: Site, workers: int, side: str, options: dict[str, Any]) -> dict[str, Any]:
+        reached = {"alone": 1, "losp": 10 * options.get("lr", 1), "ddp": 1 / options.get("lr", 1)}[side]
+        points = [(reached / 2, 10, 0.5, 1.0), (reached, 20, 0.95, 0.2)]
+        figures = {"samples_per_second": 1.0, "wall_seconds": reached, "step_seconds": [0.1, 0.1], "payload_bytes": 8}
+        return {**figures, "curve": points}
+
+    monkeypatch.setattr("hpcdml.benchmarks.runner.run_side", train)
+    lines: list[str] = []
+    records: list[Record] = []
+    options = ConvergenceOptions(sides="losp,ddp", rate="none", lrs=[0.1, 0.2, 0.4], repeats=2, target=0.9)
+    rows = convergence.run(options, Log(lines.append, records.append))
+
+    done = [(v["phase"], v["side"], v.get("lr"), v.get("seed")) for v, _ in records]
+    grid = [("grid", side, lr, 0) for lr in (0.1, 0.2, 0.4) for side in ("losp", "ddp")]
+    repeats = [("repeat", side, lr, seed) for seed in (1, 2) for side, lr in (("losp", 0.1), ("ddp", 0.4))]
+    assert done == [("probe", "alone", None, None), *grid, *repeats]
+    assert [(row["side"], row["lr"], row["over_losp"]) for row in rows] == [("losp", 0.1, 1.0), ("ddp", 0.4, 2.5)]
+    assert "losp: best at lr 0.1, an end of the grid: a wider one might do it better" in lines
+
+
 @with_mpirun
 def test_overlap_on_emulated_hosts(tmp_path: Path) -> None:
     try:
@@ -95,17 +110,15 @@ def test_overlap_on_emulated_hosts(tmp_path: Path) -> None:
     except HpcdmlError as problem:
         pytest.skip(str(problem))
     lines: list[str] = []
-    options = OverlapOptions(**SMALL, sides="losp,ddp", rates="1gbit,20mbit", seconds=1.5)
+    options = OverlapOptions(**SMALL, sides="losp", rates="1gbit,20mbit", step_seconds=[0.01], seconds=1.5)
     rows = overlap.run(options, Log(lines.append))
 
-    assert [(row["rate"], row["side"]) for row in rows] == [
-        (rate, side) for rate in ("1gbit", "20mbit") for side in ("losp", "ddp")
-    ]
     payload = 4 * (64 * 32 + 32 + 32 * 10 + 10)
-    for row in rows:
-        bits = {"1gbit": 1e9, "20mbit": 2e7}[row["rate"]]
+    assert [(row["rate"], row["side"]) for row in rows] == [("1gbit", "losp"), ("20mbit", "losp")]
+    for row, bits in zip(rows, (1e9, 2e7), strict=True):
         assert row["M/C"] * row["free_ms"] == pytest.approx(1e3 * 2 * payload * 8 / (0.956 * bits))
-    assert len(lines) == 4
+        assert row["free_ms"] == pytest.approx(10, rel=0.5)
+    assert len(lines) == 2
 
 
 def record(side: str, phase: str, lr: float, curve: Sequence[Sequence[Any]]) -> Record:
@@ -188,7 +201,7 @@ def test_a_jobs_first_line_is_its_error(status: int, kind: type[HpcdmlError]) ->
         (["overlap", "--sides", "losp,horovod"], "--sides losp,horovod: must be of bsp,local-sgd,"),
         (["overlap", "--sides", "alone"], "--sides alone: must be of"),
         (["overlap", "--batch-sizes", "8,0"], "--batch-sizes 0: must be whole numbers of at least 1"),
-        (["overlap", "--cpu-share", "0"], "--cpu-share 0: must be from 0.01 to 1"),
+        (["overlap", "--step-seconds", "0.1,0"], "--step-seconds 0.0: must be a finite number above 0"),
         (["overlap", "--straggler", "0.5"], "--straggler 0.5: must be from 1 to 1000"),
         (["overlap", "--workers", "0"], "--workers 0: must be at least 1"),
         (["overlap", "--rates", "fast"], "--rates fast: must be from 1mbit to 100gbit"),
@@ -256,10 +269,6 @@ def test_labels_keep_their_order_and_their_distance() -> None:
     assert spaced([]) == []
 
 
-def test_options_and_their_sums() -> None:
-    options = ConvergenceOptions(workers=3, cpu_share=0.25, straggler=3.0).train_options()
-    assert options["slowdown"] == {"1": 4.0, "2": 4.0, "3": 12.0}
-    assert ConvergenceOptions().train_options()["slowdown"] == {}
+def test_the_place_of_jobs_without_a_rate_is_this_machine() -> None:
     with open_site(3, ["none"]) as site:
         assert site.rate == "none" and site.transfer_seconds(1e9) == 0.0
-    convergence.check(ConvergenceOptions())

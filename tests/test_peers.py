@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hpcdml.benchmarks.launch import Site
-from hpcdml.benchmarks.peers import SIDES, PeerOptions, slowness
+from hpcdml.benchmarks.peers import SIDES, PeerOptions, pace
 from hpcdml.benchmarks.peers.copies import Copies
 from hpcdml.benchmarks.peers.place import find_place
 from hpcdml.benchmarks.runs import run_peer, time_to
@@ -34,10 +34,10 @@ WORKERS = 2
 @with_mpirun
 @pytest.mark.parametrize("side", SIDES)
 def test_every_side_learns(side: str) -> None:
-    train = {"threads": 1, "lr": 0.4, "epochs": 8.0, "eval_seconds": 0.02}
+    train = {"threads": 1, "lr": 0.4, "epochs": 12.0, "eval_seconds": 0.02}
     result = run_peer(SITE, WORKERS, PeerOptions(side, train))
 
-    steps = math.ceil(8 * 1437 / 64)
+    steps = math.ceil(12 * 1437 / 64)
     assert result["local_steps"] == [steps, steps]
     assert result["samples"] == steps * 64
     assert result["samples_per_second"] == pytest.approx(result["samples"] / result["wall_seconds"])
@@ -99,45 +99,70 @@ def test_a_hanging_job_is_ended_with_all_its_ranks() -> None:
     assert [line for line in command_lines() if mark in line and str(Path(sys.executable).name) in line] == []
 
 
-class Time:
-    """A clock for ``Slowness``: computing is told to it, and sleeping takes a tenth of a millisecond too long."""
+class Clock:
+    """Time for ``Pace``: computing and waiting are told to it, and sleeping takes a tenth of a millisecond too long."""
 
-    def __init__(self) -> None:
-        self.computed = self.slept = 0.0
-        self.sleeps = 0
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = self.computed = 0.0
+        self.sleeps: list[float] = []
+        monkeypatch.setattr(pace, "time", self)
 
     def thread_time(self) -> float:
         return self.computed
 
     def perf_counter(self) -> float:
-        return self.slept
+        return self.now
 
     def sleep(self, seconds: float) -> None:
-        self.slept += seconds + 1e-4
-        self.sleeps += 1
+        self.now += seconds + 1e-4
+        self.sleeps.append(seconds)
 
     def compute(self, *_: object) -> None:
         self.computed += 1e-3
+        self.now += 1e-3
+
+    def steps(self, factor: float, seconds: float | None, exchange: float = 0.0) -> list[float]:
+        """The times of ten steps of 5 ms of computing, the last one in the optimizer, an exchange before it."""
+        model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+
+        def forward(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            self.compute()
+            output.register_hook(self.compute)
+
+        for part in model:
+            part.register_forward_hook(forward)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        paced = pace.Pace(model, optimizer, factor, seconds)
+        optimizer.register_step_pre_hook(self.compute)
+        times = []
+        for _ in range(10):
+            begin = self.now
+            paced.begin()
+            model(torch.ones(2, 3)).sum().backward()
+            self.now += exchange
+            optimizer.step()
+            times.append(self.now - begin)
+        return times
 
 
-def test_a_slowed_step_sleeps_gradient_by_gradient_and_in_all_as_long_as_it_should(
+def test_a_slowed_step_sleeps_for_what_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    times = clock.steps(4.0, None, exchange=7e-3)
+    assert sum(times) == pytest.approx(10 * (4 * 5e-3 + 7e-3), abs=pace.LEAST_SLEEP + 1e-4)
+    assert len(clock.sleeps) >= 20  # not once a step, but gradient by gradient
+
+
+def test_an_emulated_device_computes_while_a_bucket_travels_and_not_while_a_step_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = Time()
-    monkeypatch.setattr(slowness, "time", clock)
-    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
-    for part in model:
-        part.register_forward_hook(clock.compute)
-        part.register_full_backward_hook(clock.compute)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    slow = slowness.Slowness(model, optimizer, 4.0)
-    for step in range(1, 11):
-        slow.begin()
-        model(torch.ones(2, 3, requires_grad=True)).sum().backward()
-        assert clock.sleeps >= 2 * step - 1  # before the optimizer's
-        optimizer.step()
-        clock.computed += 5e-3  # communication: not a part of the step
-    assert clock.slept == pytest.approx(3 * 10 * 4e-3, abs=slowness.LEAST_SLEEP + 1e-4)
+    clock = Clock(monkeypatch)
+    # The first step does not know yet how long the optimizer takes.
+    assert clock.steps(2.0, 0.01)[1:] == pytest.approx([0.02] * 9, abs=2e-4)
+    assert len(clock.sleeps) >= 40  # four gradients a step
+    # Only the exchange comes on top.
+    assert clock.steps(2.0, 0.01, exchange=7e-3)[1:] == pytest.approx([0.027] * 9, abs=3e-4)
+    # What the CPU needs longer for lasts longer.
+    assert clock.steps(1.0, 1e-3) == pytest.approx([5e-3] * 10, abs=2e-4)
 
 
 def test_copies_grow_rarer_where_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +185,7 @@ def test_copies_grow_rarer_where_memory_ends(monkeypatch: pytest.MonkeyPatch) ->
         ({"matrix_rank": 0}, "--matrix-rank 0: must be at least 1"),
         ({"bucket_mb": -1}, "--bucket-mb -1: must be a finite number above 0"),
         ({"start_powersgd": 1}, "--start-powersgd 1: must be at least 2"),
+        ({"train": {"amp": "bf16"}}, "--amp: is no option of hpcdml train that a peer has"),
         ({"train": {"policy": "losp"}}, "--policy: is no option of hpcdml train that a peer has"),
         ({"train": {"lr": -1}}, "--lr -1: must be a finite number above 0"),
         ({"train": {"target_accuracy": 0.9}}, "--target-accuracy: does not stop a peer"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from hpcdml.benchmarks.launch import check_rates, names, open_site
 from hpcdml.benchmarks.log import Log, Record
-from hpcdml.benchmarks.runner import JobOptions, Runner
+from hpcdml.benchmarks.runner import STEP_SECONDS, JobOptions, Runner
 from hpcdml.benchmarks.runs import all_sides, time_to
 from hpcdml.benchmarks.table import spread
 from hpcdml.config import TrainConfig, option
@@ -30,6 +30,7 @@ class ConvergenceOptions(JobOptions):
     )
     rate: str = option("1gbit", "rate of each host's link, both ways, on emulated hosts; none: no such hosts")
     batch_size: int = option(32, "as for train")
+    step_seconds: float | None = option(None, STEP_SECONDS)
     lrs: list[float] = option([0.05, 0.1, 0.2, 0.4], "learning rates of which each side gets its best one")
     samples: int = option(40_000, "samples of all workers together in each run")
     target: float = option(0.95, "accuracy on the held-out data, from 0 to 1")
@@ -177,7 +178,10 @@ def draw(options: Mapping[str, Any], runs: Sequence[Record], path: str) -> None:
 def _train_options(options: ConvergenceOptions) -> dict[str, Any]:
     found = options.train_options()
     found |= {"batch_size": options.batch_size, "max_samples": options.samples, "eval_seconds": options.eval_seconds}
-    return found if options.max_seconds is None else {**found, "max_seconds": options.max_seconds}
+    for name in ("max_seconds", "step_seconds"):
+        if getattr(options, name) is not None:
+            found[name] = getattr(options, name)
+    return found
 
 
 def _ratio(runner: Runner, common: Mapping[str, Any]) -> float | None:

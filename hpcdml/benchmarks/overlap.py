@@ -9,7 +9,7 @@ from typing import Any
 
 from hpcdml.benchmarks.launch import check_rates, names, open_site
 from hpcdml.benchmarks.log import Log
-from hpcdml.benchmarks.runner import JobOptions, Runner
+from hpcdml.benchmarks.runner import STEP_SECONDS, JobOptions, Runner
 from hpcdml.benchmarks.runs import all_sides
 from hpcdml.benchmarks.table import middle, spread
 from hpcdml.config import TrainConfig, option
@@ -24,7 +24,8 @@ class OverlapOptions(JobOptions):
     rates: str = option(
         "1gbit", "rates of each host's link, both ways, on emulated hosts, as in 1gbit,100mbit; none: no such hosts"
     )
-    batch_sizes: list[float] = option([32], "batch sizes; they set the time of a step")
+    batch_sizes: list[float] = option([32], "batch sizes; they set the time of a step that the CPU computes")
+    step_seconds: list[float] = option([], STEP_SECONDS)
     seconds: float = option(8.0, "length of each run")
     lr: float = option(0.05, "as for train")
     json: bool = option(False, "print JSON instead of a table")
@@ -46,7 +47,8 @@ def check(options: OverlapOptions) -> None:
             raise UsageError(f"--batch-sizes {batch:g}: must be whole numbers of at least 1")
     if not 0.5 <= options.seconds <= 600:
         raise UsageError(f"--seconds {options.seconds:g}: must be from 0.5 to 600")
-    TrainConfig.from_flat({**options.train_options(), "lr": options.lr})
+    for seconds in _steps(options):
+        TrainConfig.from_flat({**options.train_options(), "lr": options.lr, **seconds})
 
 
 def run(options: OverlapOptions, log: Log) -> list[dict[str, Any]]:
@@ -63,39 +65,46 @@ def run(options: OverlapOptions, log: Log) -> list[dict[str, Any]]:
     sides, rates = names(options.sides, "--sides", all_sides()), check_rates(options.rates, "--rates")
     common = options.train_options()
     common |= {"lr": options.lr, "max_seconds": options.seconds, "eval_seconds": options.seconds}
-    pairs: dict[tuple[int, str, str], dict[int, Pair]] = {}
+    pairs: dict[tuple[int, int, str, str], dict[int, Pair]] = {}
     transfer = {}
     with open_site(options.workers + 1, rates) as site:
         runner = Runner(site, options.workers, log)
-        for batch in map(int, options.batch_sizes):
-            for rate in rates:
-                pairs |= {(batch, rate, side): {} for side in sides}
+        for number, work in enumerate(_steps(options)):
             for repeat in range(options.repeats):
-                about = {"batch": batch, "repeat": repeat}
+                about = {**work, "repeat": repeat}
+                where = ", ".join(f"{name} {value:g}" for name, value in about.items())
                 # It does not depend on the rate, so that one serves all.
-                free = runner.run("alone", {**common, "batch_size": batch}, about)
+                free = runner.run("alone", {**common, **work}, about)
                 if free is None:
                     continue
                 for rate in rates:
                     site.rate = rate
                     transfer[rate] = site.transfer_seconds(options.workers * free["payload_bytes"])
                     for side in sides:
-                        kept = runner.run(side, {**common, "batch_size": batch}, about)
+                        kept = runner.run(side, {**common, **work}, about)
                         if kept is None:
                             continue
-                        pairs[batch, rate, side][repeat] = (free, kept)
+                        pairs.setdefault((number, work["batch_size"], rate, side), {})[repeat] = (free, kept)
                         speed, limit = kept["samples_per_second"], free["samples_per_second"]
-                        share = f"{speed / limit:.3f} of {limit:.0f} samples/s"
-                        log(f"batch {batch}, repeat {repeat}, {rate}, {side}: {share}")
+                        log(f"{where}, {rate}, {side}: {speed / limit:.3f} of {limit:.0f} samples/s")
     return [
-        _row(key, found, pairs.get((*key[:2], "bsp"), {}), transfer[key[1]], options.straggler > 1)
+        _row(*key[1:], found, pairs.get((*key[:3], "bsp"), {}), transfer[key[2]], options.straggler > 1)
         for key, found in pairs.items()
-        if found
     ]
 
 
+def _steps(options: OverlapOptions) -> list[dict[str, Any]]:
+    """What is to be measured: options of ``hpcdml train`` that set how long a step computes."""
+    found: list[dict[str, Any]] = [{"batch_size": int(batch)} for batch in options.batch_sizes]
+    if options.step_seconds:
+        found = [{**batch, "step_seconds": seconds} for batch in found for seconds in options.step_seconds]
+    return found
+
+
 def _row(
-    key: tuple[int, str, str],
+    batch: int,
+    rate: str,
+    side: str,
     pairs: Mapping[int, Pair],
     bsp: Mapping[int, Pair],
     transfer: float,
@@ -114,7 +123,6 @@ def _row(
         idle: share of the fast worker's time in which communication kept it from computing, as it measured itself.
         round_ms: a round at the server, from the header of its first push to its last chunk.
     """
-    batch, rate, side = key
     step = median(free["step_seconds"][0] for free, _ in pairs.values())
     row = {
         "side": side,

@@ -15,6 +15,11 @@ from hpcdml.errors import MachineError, UsageError
 FAILURES = 3
 """Failed runs in a row after which a benchmark gives up."""
 
+STEP_SECONDS = (
+    "seconds of a step, as on a device of the worker's own beside which the CPU is free: it makes emulated hosts that "
+    "share cores independent; none: the CPU computes"
+)
+
 # What of a run's figures is kept in the file of results.
 _KEPT = (
     *("samples", "wall_seconds", "samples_per_second", "samples_per_second_per_worker", "local_steps", "step_seconds"),
@@ -32,11 +37,6 @@ class JobOptions:
     model: str = option("mlp", "as for train")
     model_args: dict[str, Any] = option({"hidden": 1000, "layers": 2}, "as for train")
     threads: int = option(1, "CPU threads of each worker")
-    cpu_share: float = option(
-        1.0,
-        "share of a step that computes on the CPU; the rest is slept, as if a device of the worker's own computed, "
-        "which makes emulated hosts independent that share cores",
-    )
     straggler: float = option(1.0, "factor by which the last worker's steps are longer")
 
     def train_options(self) -> dict[str, Any]:
@@ -52,17 +52,15 @@ class JobOptions:
 
         need("workers", self.workers >= 1, "at least 1")
         need("repeats", self.repeats >= 1, "at least 1")
-        need("cpu_share", 0.01 <= self.cpu_share <= 1, "from 0.01 to 1")
         need("straggler", 1 <= self.straggler <= 1000, "from 1 to 1000")
-        slowdown = {str(worker): 1.0 / self.cpu_share for worker in range(1, self.workers + 1)}
-        slowdown[str(self.workers)] *= self.straggler
-        options = {
+        options: dict[str, Any] = {
             "dataset": self.dataset,
             "model": self.model,
             "model_args": self.model_args,
             "threads": self.threads,
-            "slowdown": {worker: factor for worker, factor in slowdown.items() if factor > 1},
         }
+        if self.straggler > 1:
+            options["slowdown"] = {str(self.workers): self.straggler}
         TrainConfig.from_flat(options)
         return options
 

@@ -17,9 +17,9 @@ from torch import nn
 from hpcdml.benchmarks.peers.clock import Clock
 from hpcdml.benchmarks.peers.copies import Copies
 from hpcdml.benchmarks.peers.options import PeerOptions
+from hpcdml.benchmarks.peers.pace import Pace
 from hpcdml.benchmarks.peers.place import Place
 from hpcdml.benchmarks.peers.sides import Side, make_side
-from hpcdml.benchmarks.peers.slowness import Slowness
 from hpcdml.config import StopOptions
 from hpcdml.storage.parameters_file import write_state
 from hpcdml.training.data import ShardSampler, default_loss, load_data
@@ -53,7 +53,8 @@ class Prepared:
         self.optimizer = make_optimizer(config.optimizer, self.model)
         self.scheduler = make_scheduler(config.optimizer, self.optimizer)
         slowdown = float(config.run.slowdown.get(str(place.rank + 1), 1.0))
-        self.slowness = Slowness(self.model, self.optimizer, slowdown)
+        seconds, accumulate = config.run.step_seconds, config.data.accumulate
+        self.pace = Pace(self.model, self.optimizer, slowdown, seconds, accumulate)
 
 
 def train(prepared: Prepared) -> dict[str, Any] | None:
@@ -120,14 +121,14 @@ def _step(prepared: Prepared, side: Side, epoch: int | None, together: int) -> C
     config, data, sampler = prepared.config, prepared.data, prepared.sampler
     accumulate, clip_norm = config.data.accumulate, config.optimizer.clip_norm
     parameters = list(prepared.model.parameters())
-    scheduler, criterion, slowness = prepared.scheduler, prepared.criterion, prepared.slowness
+    scheduler, criterion, pace = prepared.scheduler, prepared.criterion, prepared.pace
 
     def minibatch(module: nn.Module) -> None:
         inputs, targets = data.train.batch(sampler.next())
         (criterion(module(inputs), targets) / accumulate).backward()
 
     def step(steps: int) -> None:
-        slowness.begin()
+        pace.begin()
         module = side.module(steps)
         side.optimizer.zero_grad()
         for _ in range(accumulate - 1):

@@ -21,8 +21,8 @@ _OF_TRAIN = {
         for group in (DataOptions, ModelOptions, OptimizerOptions, StopOptions)
         for f in dataclasses.fields(group)
     ),
-    *("seed", "threads", "eval_seconds", "slowdown"),
-}
+    *("seed", "threads", "eval_seconds", "slowdown", "step_seconds"),
+} - {"compile", "amp"}
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class PeerOptions:
 
     Attributes:
         side: one of ``SIDES``.
-        train: options of ``hpcdml train`` by name: those of data, model, optimizer and when to stop, and seed, threads,
-            eval_seconds and slowdown. A target accuracy does not stop a peer.
+        train: options of ``hpcdml train`` by name: those of data, model and optimizer (without compile and amp), those
+            of when to stop, and seed, threads, eval_seconds, slowdown and step_seconds. A target accuracy does not
+            stop a peer.
         meeting: a file that all hosts see, or HOST:PORT of rank 0.
         result: JSON file that rank 0 writes.
         state: HDF5 file for the final parameters of rank 0; None: they are not kept.
