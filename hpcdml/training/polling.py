@@ -39,11 +39,15 @@ class Tempo:
 
     Args:
         shortest: bound in seconds; the other one is ``LONGEST_PAUSE``, or this if it is longer. 0: never pause.
+
+    Attributes:
+        idle: the pause where nothing is under way.
     """
 
     def __init__(self, shortest: float) -> None:
         self.shortest = shortest
         self.longest = max(shortest, LONGEST_PAUSE)
+        self.idle = self.longest if shortest else 0.0
         self._gap = 0.0
         self._moved = 0.0
 
@@ -121,9 +125,9 @@ class StepPoller:
         self.threaded = False
         self.error: Exception | None = None
         self._tempo = Tempo(interval)
+        self._pause = self._tempo.idle
         self._next = self._last = 0.0
         self._long_gaps = 0
-        self._pause = interval
         self._hooks: StepHooks | None = None
         self._computing = _Computing(self)
         self._lock = threading.Lock()
@@ -167,7 +171,7 @@ class StepPoller:
             raise self.error
         if not self.channel.busy:
             # Only the training thread sends and asks for messages, between steps: nothing will come within this one.
-            self._last, self._next = begin, math.inf
+            self._last, self._next, self._pause = begin, math.inf, self._tempo.idle
             return
         self._look(begin)
         self._move()
