@@ -12,6 +12,7 @@ from torch import nn
 from hpcdml.errors import UsageError
 from hpcdml.protocol.messages import Global
 from hpcdml.training import polling
+from hpcdml.training.hooks import WATCHED_STEPS, choose
 from hpcdml.training.polling import StepPoller
 
 
@@ -123,3 +124,40 @@ def test_what_the_thread_raises_reaches_the_training_thread() -> None:
 def test_a_thread_that_mpi_does_not_allow_is_refused() -> None:
     with pytest.raises(UsageError, match="--progress thread"):
         StepPoller(Channel(any_thread=False), model(), 0.0, "thread")  # type: ignore[arg-type]
+
+
+def test_nothing_is_polled_within_a_step_that_begins_with_nothing_under_way() -> None:
+    net, channel = model(), Channel()
+    with StepPoller(channel, net, 0.0, "hooks") as poller:  # type: ignore[arg-type]
+        channel.busy = False
+        for _ in range(5):
+            poller.poll()
+            step(net, poller)
+        assert channel.by("MainThread") == 0
+        channel.busy = True
+        poller.poll()
+        step(net, poller)
+        assert channel.by("MainThread") == 1 + 7
+
+
+def test_hooks_stay_only_as_far_apart_as_polls_are() -> None:
+    calls = [(1e-4 * i, i) for i in range(1, 101)]
+    assert choose(calls, 0.0) == frozenset(range(1, 101))
+    assert sorted(choose(calls, 0.00295)) == list(range(30, 101, 30))
+    assert choose(calls, 1.0) == frozenset()
+    # A module that is called again and again polls at each call.
+    assert sorted(choose([(1e-3, 1), (2e-3, 2), (3e-3, 1), (4e-3, 3)], 1e-3)) == [1, 2, 3]
+    assert sorted(choose([(1e-3, 1), (1.9e-3, 2), (2e-3, 1), (3.1e-3, 3)], 1e-3)) == [1, 3]
+
+
+def test_a_short_step_has_no_hooks_after_the_first_ones() -> None:
+    net, channel = model(), Channel()
+    with StepPoller(channel, net, 10.0, "hooks") as poller:  # type: ignore[arg-type]
+        hooks = poller._hooks
+        assert hooks is not None and len(hooks.installed) == 3 + 4
+        for _ in range(WATCHED_STEPS):
+            poller.poll()
+            step(net, poller)
+        assert not hooks.installed
+        assert not net[0]._forward_hooks
+        assert net[0].weight._post_accumulate_grad_hooks == {}

@@ -22,7 +22,9 @@ from hpcdml.config import TrainConfig
 from hpcdml.errors import HpcdmlError, MachineError, UsageError
 from hpcdml.storage import TABLES, RunReader, RunWriter, read_state, table, write_state
 from hpcdml.storage.hdf5 import escape, get_attributes, set_attribute, unescape
-from hpcdml.storage.tables import EVALUATIONS, EVENTS, PUSHES, ROUNDS, STEPS
+from hpcdml.storage.row_checks import stored_type
+from hpcdml.storage.seal import append_seal
+from hpcdml.storage.tables import EVENTS, PUSHES, STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
 STATE: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -85,11 +87,11 @@ def test_every_column_has_a_unit_and_a_meaning_in_the_file(tmp_path: Path) -> No
     with h5py.File(tmp_path / "run.h5", "r") as file:
         for each in TABLES:
             lines = [line.decode() for line in file[each.name].attrs["columns"]]
-            assert [line.split(" [")[0] for line in lines] == list(each.dtype.names or ())
+            assert [line.split(" [")[0] for line in lines] == [*(each.dtype.names or ()), "check"]
             assert all(
                 c.unit and c.meaning and f"[{c.unit}]: {c.meaning}" in lines[i] for i, c in enumerate(each.columns)
             )
-            assert file[each.name].dtype == each.dtype and file[each.name].maxshape == (None,)
+            assert file[each.name].dtype == stored_type(each.dtype) and file[each.name].maxshape == (None,)
             assert not file[each.name].dtype.hasobject
 
 
@@ -427,7 +429,8 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_written(disk: Any, phase: s
         steps = run.table("steps")
         assert steps["step"].tolist() == list(range(1, len(steps) + 1))
         assert size == "48k" or len(steps) > 0
-        assert not run.finished and run.parameters() is None and len(run.events()) % 50 == 0
+        assert not run.finished and run.parameters() is None
+        assert all(event == (1.0, 0, "kind", "text" * 30) for event in run.events())
 
 
 def test_an_error_on_its_way_is_not_replaced_by_a_full_disk(disk: Any) -> None:
@@ -559,7 +562,7 @@ def test_files_that_hold_no_run(tmp_path: Path) -> None:
     write_state(tmp_path / "state.h5", values(), {})
     create(tmp_path / "new").close()
     with h5py.File(tmp_path / "new" / "run.h5", "r+") as file:
-        file.attrs["format_version"] = 2
+        file.attrs["format_version"] = 3
     create(tmp_path / "bad").close()
     with h5py.File(tmp_path / "bad" / "run.h5", "r+") as file:
         del file["steps"]
@@ -572,7 +575,7 @@ def test_files_that_hold_no_run(tmp_path: Path) -> None:
         ("empty.h5", "is not an HDF5 file"),
         ("other.h5", "is not the record of a run by hpcdml"),
         ("state.h5", "is not the record of a run by hpcdml"),
-        ("new/run.h5", "has format version 2; this hpcdml reads 1"),
+        ("new/run.h5", "has format version 3; this hpcdml reads 2"),
         ("bad/run.h5", "damaged, or not one of ours: object 'config' doesn't exist"),
     ):
         with pytest.raises(UsageError) as error:
@@ -615,80 +618,13 @@ def test_arrays_of_objects_and_links_to_other_files_are_not_followed(tmp_path: P
                 group.create_dataset("w", (3,), h5py.vlen_dtype(np.int32))
             else:
                 group["w"] = ["text"]
+        with open(path, "r+b") as raw:
+            append_seal(raw.fileno(), {})
         with pytest.raises(UsageError, match="w is not an array|w does not hold numbers"):
             read_state(path)
 
 
-DAMAGE = """if 1:
-    import random, sys, time
-    from pathlib import Path
-    from hpcdml.errors import UsageError
-    from hpcdml.storage import TABLES, RunReader, read_state
-    source, kind, seed, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    rng, data = random.Random(seed), source.read_bytes()
-    busy = [i for i, byte in enumerate(data) if byte]
-    good = read_state(source) if kind == "state" else None
-    refused = 0
-    for _ in range(count):
-        damaged = bytearray(data)
-        at = rng.choice([rng.randrange(len(data)), rng.choice(busy[:3000])])
-        what = rng.choice(["bit", "byte", "cut", "hole"])
-        if what == "bit":
-            damaged[at] ^= 1 << rng.randrange(8)
-        elif what == "byte":
-            damaged[at] = rng.randrange(256)
-        elif what == "cut":
-            del damaged[at:]
-        else:
-            damaged[at : at + 512] = bytes(len(damaged[at : at + 512]))
-        path = source.with_name("damaged.h5")
-        path.write_bytes(damaged)
-        print(what, at, file=open(source.with_name("last"), "w"))
-        begin = time.monotonic()
-        try:
-            if kind == "state":
-                state, attributes = read_state(path)
-                assert attributes == good[1] and all((state[k] == v).all() for k, v in good[0].items())
-            else:
-                run = RunReader(path)
-                tables = [run.table(table.name) for table in TABLES]
-                run.events(), run.finished, run.parameters(), run.torch_dtypes()
-        except UsageError as error:
-            assert len(str(error).splitlines()) == 1 and str(path) in str(error)
-            refused += 1
-        assert time.monotonic() - begin < 20
-    print(refused)
-"""
-
-
-@pytest.mark.parametrize("kind", ["finished", "killed", "state"])
-def test_damage_anywhere_is_told_in_one_line_or_does_not_matter(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "run.h5"
-    if kind == "state":
-        write_state(path, values(), {"round": 3})
-    else:
-        writer = create(tmp_path)
-        for i in range(1, 1500, 100):
-            writer.append("steps", step_rows(i, 100))
-            writer.append("rounds", ROUNDS.rows((i, i * 0.5, 2, 9, 99, 0.1, 1000, 2.0)))
-            writer.append("evaluations", EVALUATIONS.rows((i, i * 0.5, 99, 0.5, 1.0, 0.1)))
-            writer.event(i, 0, "kind", "text")
-            writer.flush(force=True)
-        if kind == "finished":
-            writer.write_parameters(values())
-        else:
-            data = path.read_bytes()  # as it lies there when the writer is killed now
-        writer.close()
-        if kind == "killed":
-            path.write_bytes(data)
-            with pytest.raises(OSError, match="already open for write"):
-                h5py.File(path)
-    # In a process of its own, so that a crash of the interpreter would be seen.
-    refused = int(finish(python(DAMAGE, path, kind, 5, 80)))
-    assert refused > 15
-
-
-# Checkpoints
+# Files of parameters
 
 
 def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
@@ -715,8 +651,8 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
 def test_what_a_checkpoint_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="parameters: w must hold numbers, not object"):
         write_state(tmp_path / "a.h5", {"w": np.array([{}])}, {})
-    with pytest.raises(ValueError, match="attribute checksum: the name is reserved"):
-        write_state(tmp_path / "a.h5", {}, {"checksum": "x"})
+    with pytest.raises(ValueError, match="attribute format: the name is reserved"):
+        write_state(tmp_path / "a.h5", {}, {"format": "x"})
     with pytest.raises(TypeError, match="attribute"):
         write_state(tmp_path / "a.h5", {}, {"x": [object()]})
     (tmp_path / "file").write_text("")
@@ -734,7 +670,7 @@ def test_a_flipped_bit_of_the_data_is_found(tmp_path: Path) -> None:
     at = data.index(np.full(10, 1.5).tobytes())
     data[at + 80] ^= 4
     path.write_bytes(data)
-    with pytest.raises(UsageError, match="a.h5: damaged: its content does not match its checksum"):
+    with pytest.raises(UsageError, match="a.h5: damaged: bytes 0 to [0-9]+ do not match their checksum"):
         read_state(path)
 
 

@@ -19,8 +19,10 @@ from hpcdml.errors import UsageError
 # check(options), which raises UsageError before anything runs, and draw(options, runs, path) for an option picture.
 BENCHMARKS: dict[str, tuple[str, str, str]] = {
     "accuracy": ("every policy beside sequential training, for equal samples", "accuracy", "AccuracyOptions"),
+    "checkpoint": ("how fast a checkpoint is written, beside dd on the same disk", "checkpoint", "CheckpointOptions"),
     "convergence": ("time to an accuracy, beside PyTorch's ways", "convergence", "ConvergenceOptions"),
     "overlap": ("how much of the communication-free speed is left", "overlap", "OverlapOptions"),
+    "polls": ("what the hooks cost a step when they find nothing", "polls", "PollsOptions"),
     "straggler": ("what one slow worker does to a fast one", "straggler", "StragglerOptions"),
 }
 

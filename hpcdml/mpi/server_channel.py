@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
-from hpcdml.mpi.tags import Tag
+from hpcdml.mpi.tags import STATE_BLOCK, Tag
 from hpcdml.parameters import TORCH_DTYPE, Layout
 from hpcdml.protocol.messages import HEADER_BYTES, Global, Push, StrayMessage
 
@@ -21,8 +21,10 @@ RECORD_ROWS = 1024
 """Most rows of a block of step records; the first row only holds the number of the others, in its first column."""
 
 
-_HEADER, _CHUNK, _RECORDS, _SEND = range(4)
-_KINDS = 4
+_STATE_HEAD = 4 * 8
+
+_HEADER, _CHUNK, _RECORDS, _STATE, _SEND = range(5)
+_KINDS = 5
 """Requests of one worker that a poll asks for: the next of each kind."""
 
 
@@ -49,7 +51,18 @@ class RecordsArrived:
     rows: np.ndarray
 
 
-Event = PushArrived | ChunkArrived | RecordsArrived
+@dataclass(frozen=True)
+class StateArrived:
+    """A block of the state that a worker has saved for a version: ``data`` (uint8) at ``offset`` of ``total`` bytes."""
+
+    worker: int
+    version: int
+    total: int
+    offset: int
+    data: np.ndarray
+
+
+Event = PushArrived | ChunkArrived | RecordsArrived | StateArrived
 
 
 class _Peer:
@@ -65,12 +78,14 @@ class _Peer:
         self.place = 0
         self.header = np.zeros(HEADER_BYTES + 8 * layout.integers, np.uint8)
         self.records = np.zeros((RECORD_ROWS, columns))
+        self.state = np.zeros(_STATE_HEAD + STATE_BLOCK, np.uint8)
         largest = max(chunk.nbytes for chunk in layout.chunks)
         self._slots = torch.zeros(WINDOW, largest, dtype=torch.uint8)
         self._views: list[dict[tuple[int, torch.dtype], torch.Tensor]] = [{} for _ in range(WINDOW)]
         self._staging: torch.Tensor | None = None
         self.header_request = comm.Recv_init(self.header, worker, Tag.HEADER)
         self.records_request = comm.Recv_init(self.records, worker, Tag.RECORDS)
+        self.state_request = comm.Recv_init(self.state, worker, Tag.STATE)
         self.chunk_requests = [comm.Recv_init(slot.numpy(), worker, Tag.CHUNK) for slot in self._slots]
         self.arrived = 0
         self.released = 0
@@ -82,6 +97,7 @@ class _Peer:
     def start(self) -> None:
         self.header_request.Start()
         self.records_request.Start()
+        self.state_request.Start()
         self.post()
 
     def post(self) -> None:
@@ -112,7 +128,7 @@ class _Peer:
         self.staged -= staged
 
     def free(self) -> None:
-        for request in [self.header_request, self.records_request, *self.chunk_requests]:
+        for request in [self.header_request, self.records_request, self.state_request, *self.chunk_requests]:
             if not request.Test():
                 request.Cancel()
                 request.Wait()
@@ -148,7 +164,10 @@ class ServerChannel:
         for place, peer in enumerate(self._order):
             peer.place = place
             peer.start()
-            self._requests += (peer.header_request, peer.chunk_requests[0], peer.records_request, MPI.REQUEST_NULL)
+            self._requests += (
+                *(peer.header_request, peer.chunk_requests[0], peer.records_request, peer.state_request),
+                MPI.REQUEST_NULL,
+            )
 
     def poll(self) -> list[Event]:
         """Move everything under way forward and return what has arrived, headers before the chunks that follow them.
@@ -172,6 +191,8 @@ class ServerChannel:
                 self._events += self._chunks(peer)
             elif what == _RECORDS:
                 self._events += self._records(peer)
+            elif what == _STATE:
+                self._events.append(self._state(peer))
             else:
                 self._sent(peer)
         if stray is not None:
@@ -261,3 +282,9 @@ class ServerChannel:
         block = peer.records[1 : rows + 1].copy()
         peer.records_request.Start()
         return [RecordsArrived(peer.worker, block)]
+
+    def _state(self, peer: _Peer) -> StateArrived:
+        version, total, offset, size = (int(v) for v in peer.state[:_STATE_HEAD].view(np.int64))
+        data = peer.state[_STATE_HEAD : _STATE_HEAD + size].copy()
+        peer.state_request.Start()
+        return StateArrived(peer.worker, version, total, offset, data)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+STATE_BLOCK = 1 << 19
+"""Bytes of a worker's state in one message, behind four int64: version, size of all, offset and size of the block."""
+
 
 class Tag(IntEnum):
     """What a message carries; messages of one tag between two ranks arrive in the order in which they were sent."""
@@ -14,5 +17,7 @@ class Tag(IntEnum):
     """A chunk of the vector, up and down; its index is its place in the order."""
     RECORDS = 3
     """Rows of step records, up."""
+    STATE = 5
+    """A block of a worker's saved state, up."""
     FAILURE = 4
     """Nothing: the sender is about to end all ranks. To every rank above it."""

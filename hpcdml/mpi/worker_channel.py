@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 from mpi4py import MPI
 
-from hpcdml.mpi.tags import Tag
+from hpcdml.mpi.tags import STATE_BLOCK, Tag
 from hpcdml.mpi.world import SERVER
 from hpcdml.parameters import WireVector
 from hpcdml.protocol.messages import HEADER_BYTES, Global, Push
@@ -34,6 +34,7 @@ class WorkerChannel:
 
     Attributes:
         moved: whether a chunk was completed by the last poll, so that more may be ready.
+        mark: the message by which this worker is to save its state, until somebody sets it to None.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class WorkerChannel:
         self._receives = [comm.Recv_init(pull.buffer(k), SERVER, Tag.CHUNK) for k in indices]
         self._sends = [cast(MPI.Prequest, comm.Ssend_init(push.buffer(k), SERVER, Tag.CHUNK)) for k in indices]
         self._records: deque[tuple[MPI.Request, np.ndarray]] = deque()
+        self._blocks: deque[np.ndarray] = deque()
+        self._block: tuple[MPI.Request, np.ndarray] | None = None
         self._expecting = False
         self._message: Global | None = None
         self._posted = 0
@@ -72,6 +75,7 @@ class WorkerChannel:
         self._sent = 0
         self._header_sent = True
         self.moved = False
+        self.mark: Global | None = None
 
     @property
     def any_thread(self) -> bool:
@@ -86,7 +90,7 @@ class WorkerChannel:
     @property
     def drained(self) -> bool:
         """Whether everything that was handed over has left."""
-        return self.push_free and not self._records
+        return self.push_free and not self._records and not self._blocks and self._block is None
 
     @property
     def busy(self) -> bool:
@@ -128,6 +132,18 @@ class WorkerChannel:
         block = np.vstack([np.full((1, rows.shape[1]), len(rows)), rows])
         self._records.append((self.comm.Isend(block, SERVER, Tag.RECORDS), block))
 
+    def send_state(self, version: int, image: np.ndarray) -> None:
+        """Start sending this worker's saved state beside the pushes, one block at a time.
+
+        Args:
+            version: the version that it belongs to.
+            image: uint8; it must not change until it has left.
+        """
+        for start in range(0, len(image), STATE_BLOCK):
+            piece = image[start : start + STATE_BLOCK]
+            head = np.array([version, len(image), start, len(piece)], np.int64).view(np.uint8)
+            self._blocks.append(np.concatenate([head, piece]))
+
     def poll(self) -> Global | None:
         """Move everything under way forward; return a global message when the last part of it has arrived.
 
@@ -147,6 +163,7 @@ class WorkerChannel:
         self._start_sends(WINDOW)
         while self._records and self._records[0][0].Test():
             self._records.popleft()
+        self._move_state()
         if not self._expecting:
             return None
         while self._arrived < self._posted and self._receives[self._arrived].Test():
@@ -155,8 +172,13 @@ class WorkerChannel:
             if self._posted < self.chunks:
                 self._receives[self._posted].Start()
                 self._posted += 1
-        if self._message is None and self._receive_header.Test():
-            self._message = Global.unpack(self._header_in.data, self.run_id)
+        while self._message is None and self._receive_header.Test():
+            message = Global.unpack(self._header_in.data, self.run_id)
+            if message.mark:
+                self.mark = message
+                self._receive_header.Start()
+            else:
+                self._message = message
         if self._message is not None and (self._message.stop or self._arrived == self.chunks):
             self._expecting = False
             return self._message
@@ -170,6 +192,14 @@ class WorkerChannel:
         for request in [self._receive_header, self._send_header, *self._receives, *self._sends]:
             request.Free()
         self._receives, self._sends = [], []
+
+    def _move_state(self) -> None:
+        if self._block is not None and self._block[0].Test():
+            self._block = None
+        if self._block is None and self._blocks:
+            block = self._blocks.popleft()
+            # Synchronous: the server takes one block at a time, and has no more of them in memory.
+            self._block = (self.comm.Issend(block, SERVER, Tag.STATE), block)
 
     def _start_sends(self, most: int) -> None:
         last = min(self._to_send, self._sent + WINDOW, self._started + most)

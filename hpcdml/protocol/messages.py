@@ -16,6 +16,9 @@ FINAL = 1
 """Flag of a push: the worker's last one."""
 STOP = 1
 """Flag of a global message: the worker answers with its final push."""
+MARK = 2
+"""Flag of a global message: the worker is to save its state before it takes in any later message. It has no payload and
+answers nothing."""
 
 _PREFIX = struct.Struct("<IHHQ")
 _PUSH = struct.Struct("<iIqqqqqq")
@@ -78,9 +81,10 @@ class Global:
     """What the server says of the global parameters that follow.
 
     Attributes:
-        flags: ``STOP`` or 0.
+        flags: ``STOP``, ``MARK`` or 0.
         version: version of the global parameters.
-        answers: sequence number of the worker's push that this answers, 0 for the first message.
+        answers: sequence number of the worker's push that this answers, 0 for the first message; with ``MARK`` that of
+            its last push that the server's saved state contains.
         slowest: local steps of the slowest worker since the start of the run.
         samples: training samples that the version contains, of all workers together.
     """
@@ -94,6 +98,10 @@ class Global:
     @property
     def stop(self) -> bool:
         return bool(self.flags & STOP)
+
+    @property
+    def mark(self) -> bool:
+        return bool(self.flags & MARK)
 
     def pack(self, run_id: int) -> bytes:
         """Return ``HEADER_BYTES`` bytes."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
-from hpcdml.protocol.messages import FINAL, STOP, Global, Push
+from hpcdml.protocol.messages import FINAL, MARK, STOP, Global, Push
 from hpcdml.protocol.policies import Policy
 
 
@@ -105,6 +106,45 @@ class Server:
     def start(self) -> list[Action]:
         """Send version 0 to everybody."""
         return [self._send(self.live)]
+
+    def state(self) -> dict[str, Any]:
+        """What the machine knows, with no round open: right after a version was made."""
+        return {
+            "version": self.version,
+            "samples": self.samples,
+            "clock": dict(self.clock),
+            "sequence": dict(self._sequence),
+            "last_samples": dict(self._last_samples),
+            "held": sorted(self._held),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``state()``, with pushes that were under way to come again."""
+        self.version, self.samples = int(state["version"]), int(state["samples"])
+        for mine, theirs in (
+            (self.clock, state["clock"]),
+            (self._sequence, state["sequence"]),
+            (self._last_samples, state["last_samples"]),
+        ):
+            mine.update({int(worker): int(value) for worker, value in theirs.items() if int(worker) in self.live})
+        self._held = {int(worker) for worker in state["held"]} & self.live
+
+    def resume(self) -> list[Action]:
+        """After ``restore``, in place of ``start``: everybody goes on as it was."""
+        return self._release()
+
+    @property
+    def may_mark(self) -> bool:
+        """Whether a consistent state of all workers can be had now: none is lost or leaving, and no round is open."""
+        return self._open is None and not self.stopping and not self._final
+
+    def mark(self, worker: int) -> Global:
+        """The message by which a worker saves its state beside the present version.
+
+        It goes out before any later message, so that what a worker has received by then is what the server had sent by
+        now (Chandy and Lamport, ACM TOCS 3(1), 1985). What is under way to the server, the workers save themselves.
+        """
+        return Global(MARK, self.version, self._sequence[worker], self._slowest(), self.samples)
 
     def pushed(self, push: Push) -> list[Action]:
         """A push's header has arrived.

@@ -58,6 +58,12 @@ class Stop:
 Action = TakeUpdate | Adopt | Exchange | SendPush | Train | Wait | Stop
 
 
+_STATE = (
+    *("version", "clock", "samples", "unsent", "seen", "stopped"),
+    *("_pushed", "_contained", "_slowest", "_sequence", "_awaiting"),
+)
+
+
 class Worker:
     """One worker of the method of patent ZL 202011016938.4, under any policy.
 
@@ -88,6 +94,31 @@ class Worker:
         self._sequence = 0
         self._awaiting = True
         self._message: Global | None = None
+        self._last: Push | None = None
+
+    @property
+    def awaiting(self) -> bool:
+        """Whether global parameters are to come that have not been taken in."""
+        return self._awaiting
+
+    def state(self) -> dict[str, int]:
+        """What the machine knows, between two steps and with no arrived message untaken."""
+        return {name: int(getattr(self, name)) for name in _STATE}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go on from ``state()``. A push that was under way is to be sent again, as it is."""
+        for name in _STATE:
+            setattr(self, name, type(getattr(self, name))(state[name]))
+
+    def restart(self, state: dict[str, int] | None) -> None:
+        """Begin anew from the next global parameters, with the counts of ``state()``; None: with none."""
+        if state is not None:
+            self.restore({**state, "unsent": 0, "version": -1, "stopped": 0, "_awaiting": 1})
+            self._pushed = self._contained = self.samples
+
+    def under_way(self, contained: int) -> Push | None:
+        """The header of the push that is not among the first ``contained`` ones, if there is one."""
+        return self._last if self._last is not None and self._last.sequence > contained else None
 
     def arrived(self, message: Global) -> None:
         """A global message has arrived whole."""
@@ -147,4 +178,5 @@ class Worker:
             clock=self.clock,
         )
         self.unsent, self._pushed = 0, self.samples
+        self._last = push
         return push

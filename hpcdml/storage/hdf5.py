@@ -67,19 +67,32 @@ def set_attribute(owner: Any, name: str, value: object) -> None:
     if value is None:
         text = "none"
     elif isinstance(value, (list, tuple, dict)):
-        text = json.dumps(value, ensure_ascii=False)
+        try:
+            text = json.dumps(value, ensure_ascii=False)
+        except TypeError as error:
+            raise TypeError(f"attribute {name}: {error}") from error
     else:
         text = str(value)
-        if text == "none" or text[:1] in ('"', "[", "{"):
-            text = json.dumps(text, ensure_ascii=False)
+        # HDF5 ends a text at its first NUL, and UTF-8 has no code for a lone surrogate; JSON has one for both.
+        if text == "none" or text[:1] in ('"', "[", "{") or "\0" in text or not text.isprintable() and _lone(text):
+            text = json.dumps(text)
     # A command line may hold bytes that are no UTF-8; they must not end a run.
     data = text.encode("utf-8", "backslashreplace") or b"\0"
     owner.attrs.create(name, np.bytes_(data), dtype=h5py.string_dtype("utf-8", len(data)))
 
 
+def _lone(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def get_attributes(owner: Any) -> dict[str, Any]:
     """All attributes of an HDF5 object as plain Python values, the inverse of ``set_attribute``."""
-    return {name: _plain(owner.attrs[name]) for name in owner.attrs}
+    return {name: get_attribute(owner, name) for name in owner.attrs}
+
+
+def get_attribute(owner: Any, name: str) -> Any:
+    """One attribute, as ``set_attribute`` was given it."""
+    return _plain(owner.attrs[name])
 
 
 def _plain(value: Any) -> Any:
@@ -97,13 +110,41 @@ def _plain(value: Any) -> Any:
 
 
 def escape(name: str) -> str:
-    """A name of a state_dict as the name of an HDF5 link, where "/" would mean a group."""
-    return name.replace("%", "%25").replace("/", "%2F")
+    """A name of a state_dict as the name of an HDF5 link, where "/" would mean a group and "." the group itself.
+
+    A leading "!" marks the project's own attributes, hence it is escaped as well.
+    """
+    name = name.replace("%", "%25").replace("/", "%2F").replace("\0", "%00")
+    if name[:1] == "!":
+        return "%21" + name[1:]
+    return {"": "%", ".": "%2E"}.get(name, name)
 
 
 def unescape(name: str) -> str:
     """The inverse of ``escape``."""
-    return name.replace("%2F", "/").replace("%25", "%")
+    if name == "%":
+        return ""
+    for code, character in (("%2F", "/"), ("%00", "\0"), ("%21", "!"), ("%2E", "."), ("%25", "%")):
+        name = name.replace(code, character)
+    return name
+
+
+def own_item(group: h5py.Group, name: str) -> Any:
+    """The group or the array of that name inside this very file, never one that another file holds.
+
+    Raises:
+        ValueError: it is a link to elsewhere, or an array of texts or arrays of any length.
+    """
+    link = group.get(name, getlink=True)
+    item = group[name] if isinstance(link, h5py.HardLink) else None
+    if isinstance(item, h5py.Group):
+        return item
+    # A file from elsewhere must not make us read other files of the machine.
+    if not isinstance(item, h5py.Dataset) or item.is_virtual or item.external is not None:
+        raise ValueError(f"{name} is not an array")
+    if item.dtype.hasobject:
+        raise ValueError(f"{name} does not hold numbers")
+    return item
 
 
 def write_array(dataset: h5py.Dataset, array: np.ndarray) -> None:
@@ -124,14 +165,12 @@ def read_group(group: h5py.Group) -> dict[str, np.ndarray]:
     """
     arrays = {}
     for name in group:
-        link = group.get(name, getlink=True)
-        dataset = group[name] if isinstance(link, h5py.HardLink) else None
-        # A file from elsewhere must not make us read other files of the machine.
-        if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external is not None:
+        dataset = own_item(group, name)
+        if not isinstance(dataset, h5py.Dataset):
             raise ValueError(f"{name} is not an array")
         if not numeric(dataset.dtype):
             raise ValueError(f"{name} does not hold numbers")
-        arrays[unescape(name)] = np.asarray(dataset[()])
+        arrays[unescape(name)] = np.asarray(dataset[...])
     return arrays
 
 

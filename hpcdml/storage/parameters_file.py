@@ -1,8 +1,7 @@
-"""Checkpoints of the global parameters: one file for each, whole or not there at all, with a checksum."""
+"""Files of a model's parameters alone: whole or not there at all, and sealed. ``hpcdml export`` makes them."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -13,33 +12,26 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hpcdml.errors import UsageError
-from hpcdml.storage.hdf5 import (
-    SLICE_BYTES,
-    abandon,
-    escape,
-    get_attributes,
-    numeric,
-    read_group,
-    reading,
-    set_attribute,
-    write_array,
-    write_failure,
-)
+from hpcdml.storage.checkpoint import check_format, check_sealed, read_parameters, write_parameters
+from hpcdml.storage.hdf5 import numeric, reading, set_attribute
+from hpcdml.storage.seal import BLOCK_BYTES
+from hpcdml.storage.tree import TensorArray
+from hpcdml.storage.whole_file import Place, write_whole
 
 FORMAT = "hpcdml-parameters"
-FORMAT_VERSION = 1
-_OWN = ("format", "format_version", "checksum", "description")
-_DESCRIPTION = "Parameters and buffers of a model by their names in its state_dict; 'checksum' is SHA-256 over them."
+FORMAT_VERSION = 2
+_OWN = ("format", "format_version", "description")
+_DESCRIPTION = "Parameters and buffers of a model by their names in its state_dict, whose order they have."
 
 
 def write_state(
-    path: str | os.PathLike[str], state: Mapping[str, np.ndarray], attributes: Mapping[str, object]
+    path: str | os.PathLike[str],
+    state: Mapping[str, TensorArray | np.ndarray],
+    attributes: Mapping[str, object],
 ) -> None:
     """Write arrays and attributes to a file that appears under its name only when it is whole and on the disk.
 
-    A file of that name is replaced. The GIL is free while arrays are written and hashed, and other threads get h5py's
-    own lock between slices of 8 MiB.
+    A file of that name is replaced. The GIL and h5py's lock are free while arrays are written.
 
     Args:
         path: the file; its folder is made where it is missing.
@@ -52,96 +44,51 @@ def write_state(
         UsageError: the folder cannot be made or written.
         MachineError: the disk is full or fails.
     """
-    target = Path(path)
-    arrays = {name: np.asarray(array) for name, array in state.items()}
-    for name, array in arrays.items():
-        if not numeric(array.dtype):
-            raise TypeError(f"parameters: {name} must hold numbers, not {array.dtype}")
+    for name, entry in state.items():
+        dtype = np.asarray(entry.values if isinstance(entry, TensorArray) else entry).dtype
+        if not numeric(dtype):
+            raise TypeError(f"parameters: {name} must hold numbers, not {dtype}")
     for name in _OWN:
         if name in attributes:
             raise ValueError(f"attribute {name}: the name is reserved")
-    temporary = target.with_name(f".{target.name}.tmp")
-    file: h5py.File | None = None
-    # Kept until the file is flushed: HDF5 writes small arrays when their dataset is let go, and an error then is lost.
-    datasets: list[h5py.Dataset] = []
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file = h5py.File(temporary, "w", libver=("v110", "v110"), locking=False)
-        group = file.create_group("parameters", track_order=True)
-        for name, array in arrays.items():
-            datasets.append(group.create_dataset(escape(name), shape=array.shape, dtype=array.dtype))
-            write_array(datasets[-1], array)
-        own = {"format": FORMAT, "format_version": FORMAT_VERSION, "description": _DESCRIPTION}
-        for name, value in {**own, "checksum": checksum(arrays, attributes), **attributes}.items():
+    own = {"format": FORMAT, "format_version": FORMAT_VERSION, "description": _DESCRIPTION}
+
+    def build(file: h5py.File, place: Place) -> None:
+        for name, value in {**own, **attributes}.items():
             set_attribute(file, name, value)
-        file.flush()  # while it is still whole: a close that fails leaves nothing to mend
-        file.close()
-        _sync(temporary)
-        os.replace(temporary, target)
-        _sync(target.parent)
-    except BaseException as error:
-        if file is not None:
-            abandon(file)
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, (OSError, RuntimeError)):
-            raise write_failure(target, error) from error
-        raise
+        write_parameters(file, state, place)
+
+    write_whole(Path(path), build, {"format": FORMAT})
 
 
 def read_state(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read what ``write_state`` wrote: the arrays, in their order, and the attributes (tuples come back as lists).
 
     Raises:
-        UsageError: there is no such file, it is damaged in any bit that matters, or it is none of ours.
+        UsageError: there is no such file, it is damaged in any bit, or it is none of ours.
     """
+    state, attributes = read_typed_state(path)
+    return {name: entry.values for name, entry in state.items()}, attributes
+
+
+def read_typed_state(path: str | os.PathLike[str]) -> tuple[dict[str, TensorArray], dict[str, Any]]:
+    """As ``read_state``, with the name of the torch type of every array."""
     source = Path(path)
     with reading(source):
-        if not source.is_file():
-            raise UsageError(f"{source}: there is no such file")
-        return _read(source)
+        check_sealed(source)
+        with h5py.File(source, "r", locking=False) as file:
+            root = check_format(source, file, FORMAT, FORMAT_VERSION)
+            return read_parameters(file), {name: value for name, value in root.items() if name not in _OWN}
 
 
-def _read(source: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    with h5py.File(source, "r", locking=False) as file:
-        found = get_attributes(file)
-        if found.get("format") != FORMAT:
-            raise UsageError(f"{source}: is not a file of parameters by hpcdml")
-        if found.get("format_version") != FORMAT_VERSION:
-            raise UsageError(
-                f"{source}: has format version {found.get('format_version')}; this hpcdml reads {FORMAT_VERSION}"
-            )
-        state = read_group(file["parameters"])
-        attributes = {name: value for name, value in found.items() if name not in _OWN}
-        if checksum(state, attributes) != found.get("checksum"):
-            raise UsageError(f"{source}: damaged: its content does not match its checksum")
-        return state, attributes
-
-
-def checksum(state: Mapping[str, np.ndarray], attributes: Mapping[str, object]) -> str:
-    """SHA-256, in hexadecimal, over names, dtypes, shapes and bytes in their order, and over the attributes."""
-    digest = hashlib.sha256()
+def digest(state: Mapping[str, np.ndarray]) -> str:
+    """SHA-256, in hexadecimal, over the names, types, shapes and bytes of arrays in their order."""
+    found = hashlib.sha256()
     for name, array in state.items():
-        digest.update(json.dumps([name, array.dtype.str, list(array.shape)]).encode())
+        found.update(json.dumps([name, array.dtype.str, list(array.shape)]).encode())
         # Rows in slices, so that an array that does not lie in one piece is not copied whole.
         flat = array.reshape(1) if array.ndim == 0 else array
-        rows = max(1, SLICE_BYTES * len(flat) // max(1, flat.nbytes))
+        rows = max(1, BLOCK_BYTES * len(flat) // max(1, flat.nbytes))
         for start in range(0, len(flat), rows):
-            digest.update(np.ascontiguousarray(flat[start : start + rows]).ravel().view(np.uint8).data)
-    digest.update(json.dumps(dict(attributes), sort_keys=True, default=_plain).encode())
-    return digest.hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"attribute: cannot store {type(value).__name__}")
-
-
-def _sync(path: Path) -> None:
-    """Have the operating system write a file, or the entries of a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            found.update(np.ascontiguousarray(flat[start : start + rows]).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()

@@ -26,18 +26,23 @@ import numpy as np
 
 from hpcdml.errors import HpcdmlError, UsageError
 from hpcdml.storage.hdf5 import abandon, escape, numeric, set_attribute, torch_dtype, write_array, write_failure
+from hpcdml.storage.parameters_file import digest
+from hpcdml.storage.row_checks import CHECK, stored_type, with_checks
+from hpcdml.storage.seal import append_seal
 from hpcdml.storage.tables import EVENTS, TABLES, table
 
 FORMAT = "hpcdml-run"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FILE_NAME = "run.h5"
 CHECKPOINT_FOLDER = "checkpoints"
 
 _DESCRIPTION = (
     "Record of a training run by hpcdml. While the run lasts, and if it was killed, open with "
     "h5py.File(path, 'r', swmr=True). Times are seconds since the start of training; the attribute 'columns' of each "
-    "table gives units and meanings; /parameters is filled once the last event is 'finished'."
+    "table gives units and meanings, the column 'check' of a row is its checksum; /parameters is filled once the last "
+    "event is 'finished'. docs/files.md tells more."
 )
+PARAMETERS_WRITTEN = "parameters"  # the event before "finished"; its text is their digest
 _LEAST_SECONDS_BETWEEN_FLUSHES = 0.5
 
 
@@ -45,6 +50,8 @@ class RunWriter:
     """Writes ``run.h5``. ``create`` makes one; use it as a context manager, or call ``close``.
 
     ``append`` and ``event`` only touch memory and never wait for the disk; ``flush`` may be called from another thread.
+    While the run lasts, and if it is killed, rows are guarded by a checksum in each, the final parameters by a digest
+    in the events, and the rest by HDF5's checksums of its metadata; ``close`` seals all bytes (see ``seal``).
     """
 
     def __init__(self, file: h5py.File, path: Path, dtypes: Mapping[str, str]) -> None:
@@ -179,6 +186,8 @@ class RunWriter:
             self._write_buffers()
             for name, array in state.items():
                 write_array(self._parameters[name], np.asarray(array))
+            stored = {n: np.asarray(state[n]).astype(d.dtype, copy=False) for n, d in self._parameters.items()}
+            self.event(seconds, 0, PARAMETERS_WRITTEN, f"sha256 {digest(stored)}")
             # Flushing the datasets alone is not enough: until the superblock knows the file's new end, a reader gets
             # "invalid dataset size, likely file corruption" for arrays that were allocated in SWMR mode.
             self._file.flush()
@@ -193,7 +202,7 @@ class RunWriter:
             self._guarded(write)
 
     def close(self) -> None:
-        """Write what is buffered and close the file; does nothing where it is closed, or where writing has failed.
+        """Write what is buffered, close and seal the file; does nothing where it is closed, or where writing failed.
 
         Raises:
             HpcdmlError: the last rows could not be written.
@@ -202,7 +211,13 @@ class RunWriter:
             if self._file:
                 self._guarded(self._write_buffers)
                 self._guarded(self._file.flush)  # while it is still whole: a close that fails leaves nothing to mend
-                self._guarded(self._file.close)
+                # Not by its name, which another run may have by now.
+                descriptor = os.dup(self._file.id.get_vfd_handle())
+                try:
+                    self._guarded(self._file.close)
+                    self._guarded(lambda: append_seal(descriptor, {"format": FORMAT}))
+                finally:
+                    os.close(descriptor)
 
     def __enter__(self) -> RunWriter:
         return self
@@ -240,9 +255,15 @@ class RunWriter:
                 rows = np.concatenate(taken[each.name])
                 dataset = self._tables[each.name]
                 count = len(dataset)
-                dataset.resize((count + len(rows),))
-                dataset[count:] = rows
-                dataset.flush()
+                stored = with_checks(rows, count)
+                # One chunk after the other: when the writer is killed there is no hole before rows that are whole.
+                while len(stored):
+                    part = stored[: each.chunk - count % each.chunk]
+                    stored = stored[len(part) :]
+                    dataset.resize((count + len(part),))
+                    dataset[count:] = part
+                    dataset.flush()
+                    count += len(part)
 
 
 def _build(file: h5py.File, config: Mapping[str, object], environment: Mapping[str, str], workers: int) -> None:
@@ -261,9 +282,12 @@ def _build(file: h5py.File, config: Mapping[str, object], environment: Mapping[s
         for name, value in values.items():
             set_attribute(group, name, value)
     for each in TABLES:
-        dataset = file.create_dataset(each.name, (0,), each.dtype, chunks=(each.chunk,), maxshape=(None,))
+        dataset = file.create_dataset(each.name, (0,), stored_type(each.dtype), chunks=(each.chunk,), maxshape=(None,))
         set_attribute(dataset, "meaning", each.meaning)
         lines = [f"{c.name} [{c.unit}]: {c.meaning}".encode() for c in each.columns]
+        lines.append(
+            f"{CHECK} [1]: checksum of the row and its number; docs/files.md tells how it is computed".encode()
+        )
         dataset.attrs["columns"] = np.array(lines, dtype="S")
 
 

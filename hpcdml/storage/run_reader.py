@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,19 @@ import h5py
 import numpy as np
 
 from hpcdml.errors import UsageError
-from hpcdml.storage.hdf5 import get_attributes, open_for_reading, read_group, reading, unescape
-from hpcdml.storage.run_file import FILE_NAME, FORMAT, FORMAT_VERSION
+from hpcdml.storage.hdf5 import get_attributes, open_for_reading, own_item, read_group, reading, unescape
+from hpcdml.storage.parameters_file import digest
+from hpcdml.storage.row_checks import checked, stored_type
+from hpcdml.storage.run_file import FILE_NAME, FORMAT, FORMAT_VERSION, PARAMETERS_WRITTEN
+from hpcdml.storage.seal import verify
 from hpcdml.storage.tables import EVENTS, table
 
 
 class RunReader:
     """Reads one run. Every access opens the file anew, so it sees what the writer has flushed by then.
+
+    Every byte of a file that was closed is verified before anything else; of one that is being written, or whose
+    writer was killed, every row and the final parameters are.
 
     Attributes:
         path: the run file.
@@ -26,6 +33,9 @@ class RunReader:
         environment: versions, host, command line, ...
         workers: number of workers at the start of the run.
         created: ISO time at which the file was made.
+        sealed: whether the file was closed and all its bytes are as they were written.
+        unreadable: by table, how many rows at its end could not be read when it was last read: they were being
+            written, at that moment or when the writer was killed, or are damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -40,8 +50,11 @@ class RunReader:
             if not self.path.exists():
                 what = f"there is no run here (no {FILE_NAME})" if given.is_dir() else "there is no such file or folder"
                 raise UsageError(f"{given}: {what}")
+        self.sealed = False
+        self.unreadable: dict[str, int] = {}
+        self._verified: tuple[int, ...] = ()
         with reading(self.path):
-            self.path.open("rb").close()  # is_hdf5 is silent about a file that may not be read
+            self._verify()
             if not h5py.is_hdf5(self.path):
                 raise UsageError(f"{self.path}: is not an HDF5 file")
         with self._open() as file:
@@ -65,19 +78,21 @@ class RunReader:
             UsageError: the file is damaged.
         """
         table(name)
+        for _ in range(3):
+            with contextlib.suppress(_Torn), self._open() as file:
+                return self._rows(file, name, start)
+            time.sleep(0.02)  # rows that were being written while they were read are whole the next time
         with self._open() as file:
             return self._rows(file, name, start)
 
     def events(self) -> list[tuple[float, int, str, str]]:
         """All events in order, as (seconds, rank, kind, text)."""
-        with self._open() as file:
-            return self._events(file)
+        return _events(self.table(EVENTS.name))
 
     @property
     def finished(self) -> bool:
         """Whether the run has come to its end and its parameters are there."""
-        with self._open() as file:
-            return self._finished(file)
+        return _finished(self.events())
 
     def parameters(self) -> dict[str, np.ndarray] | None:
         """The final parameters and buffers by their names in the state_dict, in its order; None where not finished.
@@ -89,7 +104,14 @@ class RunReader:
         """
         with self._open() as file:
             # One opening for both: another run may take this one's place in between.
-            return read_group(file["parameters"]) if self._finished(file) else None
+            events = _events(self._rows(file, EVENTS.name))
+            if not _finished(events):
+                return None
+            found = read_group(file["parameters"])
+        expected = [text for _, _, kind, text in events if kind == PARAMETERS_WRITTEN]
+        if not self.sealed and expected[-1:] != [f"sha256 {digest(found)}"]:
+            raise UsageError(f"{self.path}: damaged: the parameters do not match their checksum")
+        return found
 
     def torch_dtypes(self) -> dict[str, str]:
         """The name of the torch type of every parameter and buffer, finished or not."""
@@ -98,26 +120,41 @@ class RunReader:
             return {unescape(name): str(get_attributes(group[name]).get("torch_dtype")) for name in group}
 
     def _rows(self, file: h5py.File, name: str, start: int = 0) -> np.ndarray:
-        expected, dataset = table(name).dtype, file[name]
+        expected, dataset = stored_type(table(name).dtype), own_item(file, name)
         if not isinstance(dataset, h5py.Dataset) or dataset.dtype != expected or dataset.ndim != 1:
             raise UsageError(f"{self.path}: damaged, or not one of ours: table {name} has other columns")
-        rows: np.ndarray = np.asarray(dataset[start:])
-        # A reader may see the new length of a table before the rows themselves, which are zeros then, and so are rows
-        # that lie beyond the end of a file that was cut short. No row that was written is all zeros.
-        written = rows.view(np.uint8).reshape(len(rows), expected.itemsize).any(axis=1)
-        return rows if written.all() else rows[: int(written.argmin())]
-
-    def _events(self, file: h5py.File) -> list[tuple[float, int, str, str]]:
-        rows = self._rows(file, EVENTS.name)
-        return [(float(r["time"]), int(r["rank"]), _text(r["kind"]), _text(r["text"])) for r in rows]
-
-    def _finished(self, file: h5py.File) -> bool:
-        return any(kind == "finished" for _, _, kind, _ in self._events(file))
+        try:
+            rows, self.unreadable[name] = checked(np.asarray(dataset[start:]), start)
+        except ValueError as error:
+            raise _Torn(f"{self.path}: damaged: table {name}: {error}") from error
+        return rows
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[h5py.File]:
-        with reading(self.path), open_for_reading(self.path) as file:
-            yield file
+        with reading(self.path):
+            self._verify()
+            with open_for_reading(self.path) as file:
+                yield file
+
+    def _verify(self) -> None:
+        """Verify a sealed file before HDF5 sees any of it, once for as long as it stays the same."""
+        state = os.stat(self.path)
+        identity = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+        if identity != self._verified:
+            self.sealed = verify(self.path) is not None
+            self._verified = identity
+
+
+class _Torn(UsageError):
+    """Rows that do not match their checksums lie before rows that do."""
+
+
+def _events(rows: np.ndarray) -> list[tuple[float, int, str, str]]:
+    return [(float(r["time"]), int(r["rank"]), _text(r["kind"]), _text(r["text"])) for r in rows]
+
+
+def _finished(events: list[tuple[float, int, str, str]]) -> bool:
+    return any(kind == "finished" for _, _, kind, _ in events)
 
 
 def _text(value: bytes) -> str:

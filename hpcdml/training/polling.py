@@ -7,14 +7,12 @@ polls at its own pace while the operations run without Python's lock; it costs m
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any
 
-import torch
 from torch import nn
 
 from hpcdml.config import ProgressName
@@ -22,6 +20,7 @@ from hpcdml.errors import UsageError
 from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.protocol.messages import Global
 from hpcdml.training.compiling import is_compiled
+from hpcdml.training.hooks import StepHooks
 
 LONGEST_PAUSE = 1e-3
 """Most seconds between two polls: so much of a transfer waits in the sockets' buffers."""
@@ -40,16 +39,20 @@ class Tempo:
 
     Args:
         shortest: bound in seconds; the other one is ``LONGEST_PAUSE``, or this if it is longer. 0: never pause.
+
+    Attributes:
+        idle: the pause where nothing is under way.
     """
 
     def __init__(self, shortest: float) -> None:
         self.shortest = shortest
         self.longest = max(shortest, LONGEST_PAUSE)
+        self.idle = self.longest if shortest else 0.0
         self._gap = 0.0
         self._moved = 0.0
 
     def pause(self, now: float, moved: bool, busy: bool) -> float:
-        """Seconds to the next poll after one at ``now``.
+        """Seconds to the next poll after one at ``now``, while something is under way.
 
         Args:
             moved: the poll completed a chunk.
@@ -61,9 +64,30 @@ class Tempo:
             self._moved = now
         if not self.shortest:
             return 0.0
-        if not busy:
-            return self.longest
         return min(self.longest, max(self.shortest, max(self._gap, now - self._moved) / 8.0))
+
+
+class _Computing(AbstractContextManager[None]):
+    """``StepPoller.computing``; a class, as a generator would cost a short step some microseconds more."""
+
+    def __init__(self, poller: StepPoller) -> None:
+        self.poller = poller
+
+    def __enter__(self) -> None:
+        poller = self.poller
+        poller._last = time.perf_counter()
+        if poller._hooks is not None:
+            poller._hooks.begin()
+        poller._lock.release()
+
+    def __exit__(self, *error: object) -> None:
+        poller = self.poller
+        if poller._hooks is not None:
+            poller._hooks.end(poller._pause)
+        if not poller._lock.acquire(blocking=False):
+            begin = time.perf_counter()
+            poller._lock.acquire()
+            poller.seconds += time.perf_counter() - begin
 
 
 class StepPoller:
@@ -101,9 +125,11 @@ class StepPoller:
         self.threaded = False
         self.error: Exception | None = None
         self._tempo = Tempo(interval)
+        self._pause = self._tempo.idle
         self._next = self._last = 0.0
         self._long_gaps = 0
-        self._hooks: list[Any] = []
+        self._hooks: StepHooks | None = None
+        self._computing = _Computing(self)
         self._lock = threading.Lock()
         self._ending = False
         self._may_start = progress == "auto" and channel.any_thread
@@ -115,45 +141,24 @@ class StepPoller:
             self._start_thread()
             return self
 
-        def after_forward(module: nn.Module, inputs: Any, output: Any) -> None:
-            if time.perf_counter() >= self._next:
-                self.poll_within()
-
-        def after_gradient(parameter: torch.Tensor) -> None:
-            if time.perf_counter() >= self._next:
-                self.poll_within()
-
-        for module in self.model.modules():
-            if next(module.children(), None) is None and not self.compiled:
-                self._hooks.append(module.register_forward_hook(after_forward))
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(after_gradient))
+        self._hooks = StepHooks(self.model, self._by_hook, modules=not self.compiled)
+        self._hooks.install()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        if self._hooks is not None:
+            self._hooks.remove()
         self._ending = True
         if self._lock.locked():
             self._lock.release()
         if self.threaded:
             self._thread.join()
 
-    @contextmanager
-    def computing(self) -> Iterator[None]:
+    def computing(self) -> AbstractContextManager[None]:
         """Within this block the training thread computes, and hooks and thread poll."""
-        self._last = time.perf_counter()
-        self._lock.release()
-        try:
-            yield
-        finally:
-            begin = time.perf_counter()
-            self._lock.acquire()
-            self.seconds += time.perf_counter() - begin
+        return self._computing
 
     def poll(self) -> None:
         """Poll now, outside ``computing``, and remember the message that this completes.
@@ -164,6 +169,10 @@ class StepPoller:
         begin = time.perf_counter()
         if self.error is not None:
             raise self.error
+        if not self.channel.busy:
+            # Only the training thread sends and asks for messages, between steps: nothing will come within this one.
+            self._last, self._next, self._pause = begin, math.inf, self._tempo.idle
+            return
         self._look(begin)
         self._move()
         self._note(begin)
@@ -177,8 +186,10 @@ class StepPoller:
         """Let time pass, within ``computing``, as if the device were busy for so long: polls go on."""
         until = time.perf_counter() + seconds
         while (left := until - time.perf_counter()) > 0:
-            time.sleep(min(left, max(self._next - time.perf_counter(), 1e-4)))
-            self.poll_beside()
+            pause = max(self._next - time.perf_counter(), 1e-4)
+            time.sleep(min(left, pause))
+            if pause < left:  # else the step is over, and its end polls as well
+                self.poll_beside()
 
     def poll_within(self) -> None:
         """Poll within ``computing``, unless the thread is at it."""
@@ -203,10 +214,15 @@ class StepPoller:
             self.message = message
         return self.channel.moved
 
+    def _by_hook(self) -> None:
+        if time.perf_counter() >= self._next:
+            self.poll_within()
+
     def _note(self, begin: float) -> None:
         """The training thread has polled since ``begin``."""
         end = time.perf_counter()
-        self._next = end + self._tempo.pause(end, self.channel.moved, self.channel.busy)
+        self._pause = self._tempo.pause(end, self.channel.moved, self.channel.busy)
+        self._next = end + self._pause
         self._last = end
         self.seconds += end - begin
 

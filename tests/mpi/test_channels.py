@@ -13,12 +13,13 @@ from torch import nn
 
 from hpcdml.config import POLICIES, PolicyOptions
 from hpcdml.mpi.backoff import Backoff
-from hpcdml.mpi.server_channel import ChunkArrived, Event, PushArrived, RecordsArrived, ServerChannel
+from hpcdml.mpi.server_channel import ChunkArrived, Event, PushArrived, RecordsArrived, ServerChannel, StateArrived
+from hpcdml.mpi.tags import STATE_BLOCK
 from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.mpi.world import World, barrier, broadcast, gather, hosts, join_world
 from hpcdml.parameters import FlatModel, WireVector
 from hpcdml.protocol.chunks import Add, ChunkSchedule, Close
-from hpcdml.protocol.messages import Global, Push, StrayMessage
+from hpcdml.protocol.messages import MARK, Global, Push, StrayMessage
 from hpcdml.protocol.policies import make_policy
 from hpcdml.protocol.server import Join, Server
 from hpcdml.protocol.worker import Adopt, Exchange, SendPush, TakeUpdate, Train, Wait, Worker
@@ -218,6 +219,59 @@ def test_every_step_reaches_the_server_once(world: World, policy: str, chunk_byt
         assert not queue.waiting and (queue.done > 0) == (memory == "staged")
     steps = gather(world, server.samples if world.is_server else 0)
     assert steps[0] >= 60
+
+
+def test_a_mark_is_seen_before_later_messages_and_the_state_goes_beside_a_push(world: World) -> None:
+    flat = FlatModel(nn.Linear(300, 300), 1 << 14)
+    chunks = len(flat.layout.chunks)
+    mark, later = Global(MARK, 7, 3, 0, 0), Global(0, 8, 4, 0, 0)
+    image = np.random.default_rng(world.rank).integers(0, 256, 3 * STATE_BLOCK + 77, dtype=np.uint8)
+    if world.is_server:
+        channel = ServerChannel(world.comm, world.run_id, flat.layout, world.workers, COLUMNS)
+        integers = np.zeros(0, np.int64)
+        for worker in world.workers:
+            channel.send_header(worker, mark, integers)
+        got = {worker: np.zeros(len(image), np.uint8) for worker in world.workers}
+        bytes_of = dict.fromkeys(world.workers, 0)
+        taken = dict.fromkeys(world.workers, 0)
+        while min(bytes_of.values()) < len(image) or min(taken.values()) < chunks:
+            for event in channel.poll():
+                if isinstance(event, StateArrived):
+                    assert (event.version, event.total) == (7, len(image))
+                    got[event.worker][event.offset : event.offset + len(event.data)] = event.data
+                    bytes_of[event.worker] += len(event.data)
+                elif isinstance(event, ChunkArrived):
+                    channel.release(event.worker)
+                    taken[event.worker] += 1
+        for worker in world.workers:
+            np.testing.assert_array_equal(
+                got[worker], np.random.default_rng(worker).integers(0, 256, len(image), dtype=np.uint8)
+            )
+            channel.send_header(worker, later, integers)
+            for chunk in range(chunks):
+                channel.send_chunk(worker, flat_bytes(flat, chunk))
+        while not channel.drained:
+            channel.poll()
+    else:
+        pull, push = WireVector(flat.layout), WireVector(flat.layout)
+        channel = WorkerChannel(world.comm, world.run_id, pull, push)
+        channel.expect()
+        channel.send(Push(world.rank, 0, 4, 6, 1, 1, 1), np.zeros(0, np.int64))
+        while channel.mark is None:
+            assert channel.poll() is None
+        assert channel.mark == mark
+        channel.send_state(7, image)
+        while (message := channel.poll()) is None:
+            pass
+        assert message == later and channel.mark == mark
+        while not channel.drained:
+            channel.poll()
+    barrier(world)
+    channel.close()
+
+
+def flat_bytes(flat: FlatModel, chunk: int) -> np.ndarray:
+    return np.zeros(flat.layout.chunks[chunk].nbytes, np.uint8)
 
 
 def test_records_arrive_whole_and_a_stray_message_is_refused(world: World) -> None:
