@@ -51,15 +51,16 @@ def draw_curves(sides: Mapping[str, tuple[Sequence[Curve], Curve]], target: floa
     style: Any = {"svg.hashsalt": "hpcdml", "font.size": 10, "text.color": GREY, "axes.labelcolor": GREY}
     style |= {"axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY}
     with matplotlib.rc_context(style):
-        figure = Figure((8, 4.6))
+        figure = Figure((8, 4.9))
         axes = figure.subplots()
-        figure.subplots_adjust(left=0.075, right=0.985, bottom=0.115, top=0.8)
+        figure.subplots_adjust(left=0.075, right=0.985, bottom=0.11, top=0.765)
         axes.patch.set_alpha(0)
         axes.set_xscale("log")
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("seconds of training")
         axes.set_ylabel("accuracy on held-out data", labelpad=2)
         axes.axhline(target, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.text(0.01, target, f"{target:g}", transform=axes.get_yaxis_transform(), va="bottom", fontsize=8)
         for (curves, bold), colour in zip(sides.values(), _colours(len(sides)), strict=True):
             for curve in curves:
                 axes.plot(*_points(curve), color=colour, linewidth=0.8, alpha=0.35)

@@ -23,7 +23,7 @@ STEP_SECONDS = (
 # What of a run's figures is kept in the file of results.
 _KEPT = (
     *("samples", "wall_seconds", "samples_per_second", "samples_per_second_per_worker", "local_steps", "step_seconds"),
-    *("idle_fraction", "rounds", "round_seconds_median", "payload_bytes"),
+    *("idle_fraction", "rounds", "round_seconds_median", "payload_bytes", "evaluation_seconds"),
 )
 
 

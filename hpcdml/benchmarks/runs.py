@@ -62,6 +62,8 @@ def train_job(site: Site, workers: int, options: Mapping[str, Any]) -> dict[str,
         times = [steps["time"][steps["worker"] == worker] for worker in range(1, workers + 1)]
         return {
             **summarise(run),
+            # What rank 0 spent on them beside serving: a peer's evaluations come after its training.
+            "evaluation_seconds": float(scores["seconds"].sum()),
             "step_seconds": [float(np.median(np.diff(t))) if len(t) > 1 else 0.0 for t in times],
             "curve": [
                 (float(row["time"]), int(row["samples"]), _finite(row["accuracy"]), _finite(row["loss"]))
