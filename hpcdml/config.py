@@ -17,6 +17,8 @@ Weighting = Literal["uniform", "steps", "samples"]
 OuterName = Literal["auto", "sgd", "nesterov", "adam"]
 SchedulerUnit = Literal["epoch", "step"]
 ProgressName = Literal["auto", "hooks", "thread"]
+WireName = Literal["fp32", "bf16", "fp16"]
+AmpName = Literal["off", "bf16", "fp16"]
 
 POLICIES: tuple[str, ...] = get_args(PolicyName)
 
@@ -54,6 +56,7 @@ class ModelOptions:
     loss: str = option(
         "auto", "cross_entropy, mse, package.module:function(output, target), or auto: by the type of the targets"
     )
+    compile: bool = option(False, "train the model through torch.compile")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,9 @@ class PolicyOptions:
     outer_optimizer: OuterName = option("auto", "the server's optimizer; auto: nesterov for diloco, else sgd")
     outer_lr: float | None = option(None, "rate of the outer optimizer (sgd: 1, nesterov: 0.7, adam: 0.001)")
     outer_momentum: float = option(0.9, "momentum of the nesterov outer optimizer")
+    wire_dtype: WireName = option(
+        "fp32", "type in which parameters and updates travel: fp32, or bf16 or fp16 with error feedback"
+    )
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ class OptimizerOptions:
         "epoch", "step the scheduler at every epoch of all workers or every local step"
     )
     clip_norm: float | None = option(None, "largest norm of a local step's gradient")
+    amp: AmpName = option("off", "mixed precision of the worker's forward pass: off, bf16, or fp16 with loss scaling")
 
 
 @dataclass(frozen=True)
@@ -110,14 +117,21 @@ class RunOptions:
     eval_seconds: float = option(1.0, "seconds between evaluations on the held-out data; 0: as often as possible")
     checkpoint_seconds: float | None = option(None, "seconds between checkpoints of the global parameters; none: none")
     device: str = option("auto", "auto (a GPU for each worker where there are any), cpu, cuda or cuda:N")
+    cuda_aware: bool = option(False, "give MPI the GPU's memory itself, where a test shows that this MPI can take it")
     threads: int | None = option(None, "CPU threads of each worker; none: the cores of the node divided by its ranks")
     chunk_kib: int = option(512, "size in KiB of the pieces in which parameters travel")
-    poll_us: int = option(200, "microseconds between two polls for global parameters within a local step")
+    poll_us: int = option(
+        200, "least microseconds between two polls within a local step; on slow links they pause longer; 0: no pause"
+    )
     progress: ProgressName = option(
         "auto",
         "what polls within a step: hooks of the model, a thread, or auto: hooks, and a thread where they are too few",
     )
     slowdown: dict[str, float] = option({}, "for experiments: worker=factor,... makes a worker's steps so much longer")
+    step_seconds: float | None = option(
+        None,
+        "for experiments: a local step takes so long, as on a device beside which the host is free; none: no device",
+    )
     debug: bool = option(False, "show tracebacks")
 
 
@@ -193,7 +207,7 @@ def check(config: TrainConfig) -> None:
         need(name, values[name] is None or values[name] >= 1, "at least 1")
     least, most = values["local_steps"] or 1, values["max_local_steps"]
     need("max_local_steps", most is None or most >= least, f"at least --local-steps, {least}")
-    for name in ("lr", "clip_norm", "epochs", "max_seconds", "checkpoint_seconds", "outer_lr"):
+    for name in ("lr", "clip_norm", "epochs", "max_seconds", "checkpoint_seconds", "outer_lr", "step_seconds"):
         value = values[name]
         need(name, value is None or (math.isfinite(value) and value > 0), "a finite number above 0")
     for name in ("staleness", "poll_us", "seed"):
@@ -204,13 +218,17 @@ def check(config: TrainConfig) -> None:
     need("outer_momentum", 0 <= values["outer_momentum"] < 1, "from 0 to below 1")
     target = values["target_accuracy"]
     need("target_accuracy", target is None or 0 < target <= 1, "above 0 and at most 1 (0.97, not 97)")
-    need("policy", values["policy"] in POLICIES, "one of " + ", ".join(POLICIES))
-    need("weighting", values["weighting"] in get_args(Weighting), "one of " + ", ".join(get_args(Weighting)))
-    need(
-        "outer_optimizer", values["outer_optimizer"] in get_args(OuterName), "one of " + ", ".join(get_args(OuterName))
-    )
-    need("progress", values["progress"] in get_args(ProgressName), "one of " + ", ".join(get_args(ProgressName)))
-    need("scheduler_unit", values["scheduler_unit"] in get_args(SchedulerUnit), "epoch or step")
+    choices = {
+        "policy": PolicyName,
+        "weighting": Weighting,
+        "outer_optimizer": OuterName,
+        "wire_dtype": WireName,
+        "amp": AmpName,
+        "progress": ProgressName,
+        "scheduler_unit": SchedulerUnit,
+    }
+    for name, kind in choices.items():
+        need(name, values[name] in get_args(kind), "one of " + ", ".join(get_args(kind)))
     need("shard_weights", all(math.isfinite(w) and w > 0 for w in values["shard_weights"]), "numbers above 0")
     for worker, factor in values["slowdown"].items():
         need("slowdown", str(worker).isdigit() and int(worker) >= 1, "worker=factor, workers counted from 1")

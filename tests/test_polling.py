@@ -21,6 +21,7 @@ class Channel:
     def __init__(self, any_thread: bool = True) -> None:
         self.any_thread = any_thread
         self.moved = False
+        self.busy = True
         self.polls: dict[str, int] = {}
         self.message: Global | None = None
         self.error: Exception | None = None

@@ -25,6 +25,8 @@ from hpcdml.storage.run_reader import RunReader
 
 pytestmark = pytest.mark.timeout(300)
 
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on the path")
+
 Job = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -52,6 +54,29 @@ def test_every_policy_trains_digits_with_two_workers(policy: str, hpcdml_job: Jo
 def test_every_policy_learns_with_one_worker(policy: str, hpcdml_job: Job, tmp_path: Path) -> None:
     result = hpcdml_job(2, "train", "--policy", policy, "--lr", "0.2", "--epochs", "40", "--output", tmp_path)
     assert done(result, tmp_path)["final_accuracy"] >= 0.94
+
+
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [
+        ("losp", ["--wire-dtype", "bf16"]),
+        ("diloco", ["--wire-dtype", "fp16"]),
+        ("ssp", ["--wire-dtype", "bf16"]),
+        ("losp", ["--amp", "bf16", "--clip-norm", "5"]),
+        ("osp", ["--amp", "fp16", "--wire-dtype", "fp16"]),
+        pytest.param("losp", ["--compile"], marks=needs_compiler),
+    ],
+)
+def test_half_precision_and_compiled_models_learn(
+    policy: str, options: list[str], hpcdml_job: Job, tmp_path: Path
+) -> None:
+    rates = ["--lr", RATES[policy], "--epochs", "60"]
+    summary = done(hpcdml_job(3, "train", "--policy", policy, *rates, *options, "--output", tmp_path), tmp_path)
+    assert summary["final_accuracy"] >= 0.95
+    with h5py.File(tmp_path / "run.h5") as file:
+        values = sum(part.size for part in file["parameters"].values() if isinstance(part, h5py.Dataset))
+    per_value = summary["bytes_received"] / summary["pushes"] / values
+    assert per_value == (2 if "--wire-dtype" in options else 4)
 
 
 def test_bsp_with_one_worker_is_a_sequential_run(hpcdml_job: Job, tmp_path: Path) -> None:

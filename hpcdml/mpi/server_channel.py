@@ -11,7 +11,7 @@ import torch
 from mpi4py import MPI
 
 from hpcdml.mpi.tags import Tag
-from hpcdml.parameters import Layout
+from hpcdml.parameters import TORCH_DTYPE, Layout
 from hpcdml.protocol.messages import HEADER_BYTES, Global, Push, StrayMessage
 
 WINDOW = 4
@@ -142,8 +142,7 @@ class ServerChannel:
         self.peers = {worker: _Peer(comm, worker, layout, columns) for worker in workers}
         self.moved = False
         self._events: list[Event] = []
-        types = [torch.float64 if s.wire_dtype == "float64" else torch.float32 for s in layout.segments]
-        self._shapes = [(chunk.nbytes, types[chunk.segment]) for chunk in layout.chunks]
+        self._shapes = [(c.nbytes, TORCH_DTYPE[layout.segments[c.segment].wire_dtype]) for c in layout.chunks]
         self._order = list(self.peers.values())
         self._requests: list[MPI.Request] = []
         for place, peer in enumerate(self._order):

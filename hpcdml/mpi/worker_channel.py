@@ -60,8 +60,8 @@ class WorkerChannel:
         indices = range(self.chunks)
         # Synchronous sends are complete only when the server has a buffer for the chunk: it never holds more than
         # ``WINDOW`` chunks that it has not asked for, although TCP sends them without asking.
-        self._receives = [comm.Recv_init(pull.chunk_bytes(k), SERVER, Tag.CHUNK) for k in indices]
-        self._sends = [cast(MPI.Prequest, comm.Ssend_init(push.chunk_bytes(k), SERVER, Tag.CHUNK)) for k in indices]
+        self._receives = [comm.Recv_init(pull.buffer(k), SERVER, Tag.CHUNK) for k in indices]
+        self._sends = [cast(MPI.Prequest, comm.Ssend_init(push.buffer(k), SERVER, Tag.CHUNK)) for k in indices]
         self._records: deque[tuple[MPI.Request, np.ndarray]] = deque()
         self._expecting = False
         self._message: Global | None = None
@@ -89,6 +89,11 @@ class WorkerChannel:
         return self.push_free and not self._records
 
     @property
+    def busy(self) -> bool:
+        """Whether anything is under way, so that polls are of use."""
+        return self._expecting or not self.drained
+
+    @property
     def integers(self) -> np.ndarray:
         """Integer buffers of the global message that arrived last, int64."""
         return self._header_in[HEADER_BYTES:].view(np.int64)
@@ -104,7 +109,10 @@ class WorkerChannel:
             self._posted += 1
 
     def send(self, push: Push, integers: np.ndarray) -> None:
-        """Start sending a push: its header, and the whole of ``push`` if it has a payload."""
+        """Start sending a push: its header, and the whole of ``push`` if it has a payload.
+
+        Only the first chunk leaves here, as between two steps nobody computes; polls within the step start the others.
+        """
         if not self.push_free:
             raise RuntimeError("a push while the last one is still under way")
         self._header_out[:HEADER_BYTES] = np.frombuffer(push.pack(self.run_id), np.uint8)
@@ -113,7 +121,7 @@ class WorkerChannel:
         self._header_sent = False
         self._to_send = self.chunks if push.local_steps else 0
         self._started = self._sent = 0
-        self._start_sends()
+        self._start_sends(1)
 
     def send_records(self, rows: np.ndarray) -> None:
         """Start sending a block of fewer than ``RECORD_ROWS`` step records, float64 of shape (rows, columns)."""
@@ -136,7 +144,7 @@ class WorkerChannel:
             self._header_sent = True
         while self._sent < self._started and self._sends[self._sent].Test():
             self._sent += 1
-        self._start_sends()
+        self._start_sends(WINDOW)
         while self._records and self._records[0][0].Test():
             self._records.popleft()
         if not self._expecting:
@@ -163,7 +171,8 @@ class WorkerChannel:
             request.Free()
         self._receives, self._sends = [], []
 
-    def _start_sends(self) -> None:
-        while self._started < self._to_send and self._started - self._sent < WINDOW and self.ready(self._started):
+    def _start_sends(self, most: int) -> None:
+        last = min(self._to_send, self._sent + WINDOW, self._started + most)
+        while self._started < last and self.ready(self._started):
             self._sends[self._started].Start()
             self._started += 1

@@ -2,6 +2,7 @@
 
 from hpcdml.parameters.flat import FlatModel
 from hpcdml.parameters.layout import Chunk, Layout, Segment
-from hpcdml.parameters.wire import WireVector
+from hpcdml.parameters.narrow import Narrowed
+from hpcdml.parameters.wire import TORCH_DTYPE, WireVector
 
-__all__ = ["Chunk", "FlatModel", "Layout", "Segment", "WireVector"]
+__all__ = ["TORCH_DTYPE", "Chunk", "FlatModel", "Layout", "Narrowed", "Segment", "WireVector"]

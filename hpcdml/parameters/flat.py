@@ -7,17 +7,21 @@ type of value in the model, however many tensors it has.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from hpcdml.parameters.layout import ALIGNMENT, Kind, Layout, Segment, cut
+from hpcdml.parameters.layout import Kind, Layout, Segment, align, cut, full_dtype
+from hpcdml.parameters.narrow import narrow
 from hpcdml.parameters.wire import WireVector
 
-_WIRE = {torch.float64: "float64", torch.complex128: "float64"}
-_PIECE = 1 << 16
-"""Values that are worked on at once in ``exchange``: four vectors of them fit into a core's second cache."""
+_PIECE = 1 << 17
+"""Values that are worked on at once on the CPU: smaller pieces cost more calls, larger ones more misses."""
+
+_DEVICE_PIECE = 1 << 24
+"""The same on a GPU, where it bounds the memory for intermediate values."""
 
 _INTEGER = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -30,15 +34,24 @@ class FlatModel:
     full precision. Frozen parameters, buffers outside the ``state_dict`` and boolean buffers stay where they are
     (``static``).
 
+    With a narrow ``wire_dtype`` parameters travel in half precision. What the rounding takes from an update is added to
+    the next one (*error feedback*, as in 1-bit SGD, Seide et al., Interspeech 2014), so that the sum of what arrives is
+    right. Buffers travel as ever.
+
     Args:
         model: already on its device. Tied parameters are moved once.
         chunk_bytes: size of the pieces in which the vector travels, in bytes.
+        wire_dtype: None, or ``"bfloat16"`` or ``"float16"``: the type in which parameters travel.
 
     Raises:
         ValueError: the model has no trainable parameters, or some on different devices.
+
+    Attributes:
+        base: the values at the last push, in the model's types.
+        residual: what rounding has kept from the pushes so far, float32; None for what is not rounded.
     """
 
-    def __init__(self, model: nn.Module, chunk_bytes: int) -> None:
+    def __init__(self, model: nn.Module, chunk_bytes: int, wire_dtype: str | None = None) -> None:
         self.model = model
         kept, self.integer_buffers, self._static = _entries(model)
         parameters = [t for kind, _, t in kept if kind is Kind.UPDATE]
@@ -53,9 +66,10 @@ class FlatModel:
         for (kind, name), group in zip(keys, self.members, strict=True):
             dtype = group[0][1].dtype
             count = sum(t.numel() for _, t in group) * (2 if dtype.is_complex else 1)
-            segment = Segment(kind, name, _WIRE.get(dtype, "float32"), start, count)
+            full = full_dtype(name)
+            segment = Segment(kind, name, wire_dtype or full if kind is Kind.UPDATE else full, start, count)
             segments.append(segment)
-            start = -(-segment.stop // ALIGNMENT) * ALIGNMENT
+            start = align(segment.stop)
         names = [f"{n} {tuple(t.shape)}" for group in self.members for n, t in group]
         names += [f"{n} {tuple(t.shape)}" for n, t in self.integer_buffers]
         self.layout = Layout(
@@ -68,6 +82,9 @@ class FlatModel:
         self.flats = [self._flatten(group) for group in self.members]
         self._integers = self._flatten_integers()
         self.base: list[torch.Tensor] = []
+        self.residual = [
+            torch.zeros(s.count, dtype=torch.float32, device=self.device) if s.narrow else None for s in segments
+        ]
 
     def rehost(self, wire: WireVector) -> None:
         """Keep the model's values in ``wire`` itself, where they have its type, so that ``load`` copies nothing."""
@@ -88,13 +105,12 @@ class FlatModel:
         ``base - w`` is exact for any optimizer, and exact in floating point wherever ``base / 2 <= w <= 2 base``
         (Sterbenz).
         """
-        for segment, flat, base, wire in zip(self.layout.segments, self.flats, self.base, out.segments, strict=True):
+        for number, (segment, flat) in enumerate(zip(self.layout.segments, self.flats, strict=True)):
             if segment.kind is Kind.VALUE:
-                wire.copy_(flat)
-            elif flat.dtype == wire.dtype:
-                torch.sub(base, flat, out=wire)
-            else:
-                torch.sub(base.to(wire.dtype), flat.to(wire.dtype), out=wire)
+                out.segments[number].copy_(flat)
+                continue
+            for w, b, d, rest in self._pieces(flat, self.base[number], out.segments[number], self.residual[number]):
+                _update(w, b, d, rest)
 
     def adopt(self, x: WireVector) -> None:
         """Make ``x`` the model, and the base of the next update."""
@@ -115,15 +131,12 @@ class FlatModel:
                 flat.copy_(wire)
                 base.copy_(wire)
                 continue
-            piece = _PIECE if flat.device.type == "cpu" else flat.numel()
-            parts = zip(*(t.split(piece) for t in (flat, base, update, wire)), strict=True)
-            for w, b, d, g in parts:
-                if w.dtype == d.dtype:
-                    torch.sub(b, w, out=d)
-                    torch.sub(g, d, alpha=compensation, out=w)
+            for w, b, d, g, rest in self._pieces(flat, base, update, wire, self.residual[number]):
+                progress = _update(w, b, d, rest)
+                if w.dtype == progress.dtype == g.dtype:
+                    torch.sub(g, progress, alpha=compensation, out=w)
                 else:
-                    torch.sub(b.to(d.dtype), w.to(d.dtype), out=d)
-                    w.copy_(g - compensation * d)
+                    w.copy_(g.to(progress.dtype) - compensation * progress)
                 b.copy_(w)
 
     def load(self, x: WireVector) -> None:
@@ -174,6 +187,12 @@ class FlatModel:
             if now.get(name) != tensor.data_ptr():
                 raise ValueError(f"the model replaced its tensor {name!r}; buffers must be changed in place")
 
+    def _pieces(self, *vectors: torch.Tensor | None) -> Iterator[tuple[Any, ...]]:
+        """Corresponding pieces of vectors of equal length, of which the last may be None."""
+        piece = _PIECE if self.device.type == "cpu" else _DEVICE_PIECE
+        count = next(-(-v.numel() // piece) for v in vectors if v is not None)
+        return zip(*([None] * count if v is None else v.split(piece) for v in vectors), strict=True)
+
     def _flatten(self, group: list[tuple[str, torch.Tensor]], out: torch.Tensor | None = None) -> torch.Tensor:
         first = group[0][1]
         count = sum(t.numel() for _, t in group)
@@ -193,6 +212,22 @@ class FlatModel:
         groups = [[e for e in self.integer_buffers if e[1].dtype == types[key]] for key in sorted(types)]
         self.integer_buffers = [entry for group in groups for entry in group]
         return [self._flatten(group) for group in groups]
+
+
+def _update(w: torch.Tensor, base: torch.Tensor, out: torch.Tensor, rest: torch.Tensor | None) -> torch.Tensor:
+    """Write ``base - w`` into ``out``; returns the progress that it stands for, before it was rounded.
+
+    Args:
+        rest: what rounding has kept so far, which is added; it becomes what rounding keeps now. None: no rounding.
+    """
+    if rest is not None:
+        progress = rest + base
+        progress.sub_(w)
+        narrow(progress, out, rest)
+        return progress
+    if w.dtype == out.dtype:
+        return torch.sub(base, w, out=out)
+    return torch.sub(base.to(out.dtype), w.to(out.dtype), out=out)
 
 
 def _entries(

@@ -7,7 +7,12 @@ import torch
 
 from hpcdml.parameters.layout import Layout
 
-TORCH_DTYPE = {"float32": torch.float32, "float64": torch.float64}
+TORCH_DTYPE = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 class WireVector:
@@ -16,7 +21,7 @@ class WireVector:
     Args:
         layout: segments and chunks.
         pinned: page-locked host memory, for copies to and from a GPU.
-        device: where the memory is; MPI can be given only host memory, the default.
+        device: where the memory is, by default that of the host; only a CUDA-aware MPI can be given another.
     """
 
     def __init__(self, layout: Layout, pinned: bool = False, device: torch.device | None = None) -> None:
@@ -34,9 +39,15 @@ class WireVector:
         return self._chunks
 
     def chunk_bytes(self, index: int) -> np.ndarray:
-        """The uint8 view of a chunk in host memory that MPI sends or receives."""
+        """The uint8 view of a chunk in host memory."""
         chunk = self.layout.chunks[index]
         return self.storage[chunk.start : chunk.stop].numpy()
+
+    def buffer(self, index: int) -> np.ndarray | torch.Tensor:
+        """The uint8 view of a chunk that MPI sends or receives; a tensor where the memory is not the host's."""
+        chunk = self.layout.chunks[index]
+        piece = self.storage[chunk.start : chunk.stop]
+        return piece if piece.is_cuda else piece.numpy()
 
     def _typed(self, start: int, stop: int, wire_dtype: str) -> torch.Tensor:
         return self.storage[start:stop].view(TORCH_DTYPE[wire_dtype])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from hpcdml.parameters import Layout, WireVector
+from hpcdml.parameters import Layout, Narrowed, WireVector
 from hpcdml.parameters.layout import Kind
 from hpcdml.training.outer import OuterOptimizer
 
@@ -13,14 +14,19 @@ class Aggregator:
     """Holds the global parameters, the sum of the round under way and the outer optimizer.
 
     Args:
-        layout: layout of the vector.
+        layout: layout in which updates and global parameters travel; the parameters are held in its ``full()``.
         outer: the outer optimizer.
+
+    Attributes:
+        x: the global parameters.
+        narrowed: what travels of them, where that is not ``x`` itself.
     """
 
     def __init__(self, layout: Layout, outer: OuterOptimizer) -> None:
         self.layout = layout
         self.outer = outer
-        self.x = WireVector(layout)
+        self.x = WireVector(layout.full())
+        self.narrowed = Narrowed(self.x, layout) if layout.narrow else None
         self._sum: WireVector | None = None
         self._steps = [0] * len(layout.chunks)
         self._value = [layout.segments[c.segment].kind is Kind.VALUE for c in layout.chunks]
@@ -43,8 +49,15 @@ class Aggregator:
         Args:
             alone: the only term of the sum, in place of one formed by ``add``, with weight 1; it may be overwritten.
         """
-        total, weight = (self._total(chunk), weight) if alone is None else (alone, 1.0)
         x = self.x.chunks[chunk]
+        if alone is not None:
+            weight = 1.0
+        if alone is None:
+            total = self._total(chunk)
+        elif alone.dtype == x.dtype:
+            total = alone
+        else:
+            total = self._total(chunk).copy_(alone)
         if not self._value[chunk]:
             self._steps[chunk] += 1
             self.outer.apply(chunk, self._steps[chunk], x, total, weight)
@@ -52,8 +65,20 @@ class Aggregator:
             torch.div(total, weight, out=x)
         else:
             x.lerp_(total.div_(weight), share)
+        if self.narrowed is not None:
+            self.narrowed.encode(chunk)
+
+    def start(self) -> None:
+        """``x`` has been set: it is what is sent first."""
+        if self.narrowed is not None:
+            for chunk in range(len(self.layout.chunks)):
+                self.narrowed.encode(chunk)
+
+    def outgoing(self, chunk: int) -> np.ndarray:
+        """The bytes (uint8) of a chunk that are sent to the workers, valid until the chunk's next ``close``."""
+        return (self.x if self.narrowed is None else self.narrowed.out).chunk_bytes(chunk)
 
     def _total(self, chunk: int) -> torch.Tensor:
         if self._sum is None:
-            self._sum = WireVector(self.layout)
+            self._sum = WireVector(self.x.layout)
         return self._sum.chunks[chunk]

@@ -1,4 +1,4 @@
-"""Keeps the host close to its GPU, so that what it decides between two steps is about the present."""
+"""The time of a local step: the host kept close to its GPU, and steps made longer for experiments."""
 
 from __future__ import annotations
 
@@ -31,3 +31,30 @@ class Pace:
             poll()
             time.sleep(POLL_SECONDS)
         self._last = event
+
+
+class Stretch:
+    """Makes a step, from here on, as long as it would be on another device.
+
+    Args:
+        factor: the step lasts so many times longer, 1 or more.
+        seconds: the step lasts so long on an emulated device, times ``factor``, while the host is free; None: there is
+            none. On the CPU the time counts that this thread computes, not the time that others take from it: several
+            emulated hosts may share a core.
+    """
+
+    def __init__(self, factor: float, seconds: float | None, device: torch.device) -> None:
+        self.factor = factor
+        self.seconds = seconds
+        self._clock = time.thread_time if device.type == "cpu" and seconds is None else time.perf_counter
+        self._begin = self._clock()
+
+    def missing(self, polled: float) -> float:
+        """Seconds that the step is still to last, of which so far ``polled`` seconds were polls.
+
+        An emulated device computes during the polls as well.
+        """
+        passed = self._clock() - self._begin
+        if self.seconds is not None:
+            return max(0.0, self.factor * self.seconds - passed)
+        return max(0.0, (self.factor - 1.0) * (passed - polled))

@@ -21,6 +21,10 @@ from hpcdml.config import ProgressName
 from hpcdml.errors import UsageError
 from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.protocol.messages import Global
+from hpcdml.training.compiling import is_compiled
+
+LONGEST_PAUSE = 1e-3
+"""Most seconds between two polls: so much of a transfer waits in the sockets' buffers."""
 
 LONG_GAP = 4e-3
 """Seconds between two polls of the hooks that count as long: half a megabyte at 1 Gbit/s."""
@@ -28,8 +32,38 @@ LONG_GAP = 4e-3
 LONG_GAPS = 16
 """Long gaps after which ``auto`` adds the thread."""
 
-THREAD_SECONDS = 5e-4
-"""Pause of the thread between two polls in which nothing moved, in seconds."""
+
+class Tempo:
+    """How long polls may pause: an eighth of the usual time between two chunks, so that a transfer hardly notices.
+
+    A poll costs about 15 microseconds, whatever the link: on a slow one, few polls do.
+
+    Args:
+        shortest: bound in seconds; the other one is ``LONGEST_PAUSE``, or this if it is longer. 0: never pause.
+    """
+
+    def __init__(self, shortest: float) -> None:
+        self.shortest = shortest
+        self.longest = max(shortest, LONGEST_PAUSE)
+        self._gap = 0.0
+        self._moved = 0.0
+
+    def pause(self, now: float, moved: bool, busy: bool) -> float:
+        """Seconds to the next poll after one at ``now``.
+
+        Args:
+            moved: the poll completed a chunk.
+            busy: something is under way.
+        """
+        if moved:
+            self._gap += (now - self._moved - self._gap) / 8.0
+        if moved or not busy:
+            self._moved = now
+        if not self.shortest:
+            return 0.0
+        if not busy:
+            return self.longest
+        return min(self.longest, max(self.shortest, max(self._gap, now - self._moved) / 8.0))
 
 
 class StepPoller:
@@ -40,8 +74,9 @@ class StepPoller:
     Args:
         channel: what is polled.
         model: the model whose steps are hooked.
-        interval: least time between two polls of the hooks, in seconds.
+        interval: least time between two polls, in seconds.
         progress: ``hooks``, ``thread``, or ``auto``: hooks, and the thread as well once they leave long gaps.
+            Modules of a compiled model get no hooks, as each would break its graph; there ``auto`` is the thread.
 
     Raises:
         UsageError: ``thread`` where the MPI allows no polls of another thread.
@@ -59,12 +94,13 @@ class StepPoller:
             raise UsageError("--progress thread: this MPI allows calls of one thread only; take hooks")
         self.channel = channel
         self.model = model
-        self.interval = interval
         self.progress = progress
+        self.compiled = is_compiled(model)
         self.message: Global | None = None
         self.seconds = 0.0
         self.threaded = False
         self.error: Exception | None = None
+        self._tempo = Tempo(interval)
         self._next = self._last = 0.0
         self._long_gaps = 0
         self._hooks: list[Any] = []
@@ -75,7 +111,7 @@ class StepPoller:
 
     def __enter__(self) -> StepPoller:
         self._lock.acquire()
-        if self.progress == "thread":
+        if self.progress == "thread" or (self.compiled and self._may_start):
             self._start_thread()
             return self
 
@@ -88,7 +124,7 @@ class StepPoller:
                 self.poll_within()
 
         for module in self.model.modules():
-            if next(module.children(), None) is None:
+            if next(module.children(), None) is None and not self.compiled:
                 self._hooks.append(module.register_forward_hook(after_forward))
         for parameter in self.model.parameters():
             if parameter.requires_grad:
@@ -130,10 +166,7 @@ class StepPoller:
             raise self.error
         self._look(begin)
         self._move()
-        end = time.perf_counter()
-        self._next = end + self.interval
-        self._last = end
-        self.seconds += end - begin
+        self._note(begin)
 
     def take(self) -> Global | None:
         """Return the message that has arrived, once."""
@@ -144,8 +177,8 @@ class StepPoller:
         """Let time pass, within ``computing``, as if the device were busy for so long: polls go on."""
         until = time.perf_counter() + seconds
         while (left := until - time.perf_counter()) > 0:
-            time.sleep(min(left, max(self.interval, 1e-4)))
-            self.poll_within()
+            time.sleep(min(left, max(self._next - time.perf_counter(), 1e-4)))
+            self.poll_beside()
 
     def poll_within(self) -> None:
         """Poll within ``computing``, unless the thread is at it."""
@@ -156,16 +189,26 @@ class StepPoller:
                 self._move()
             finally:
                 self._lock.release()
-        end = time.perf_counter()
-        self._next = end + self.interval
-        self._last = end
-        self.seconds += end - begin
+        self._note(begin)
+
+    def poll_beside(self) -> None:
+        """Poll within ``computing`` while the device computes and the host has nothing else to do: it costs no time."""
+        before = self.seconds
+        self.poll_within()
+        self.seconds = before
 
     def _move(self) -> bool:
         message = self.channel.poll()
         if message is not None:
             self.message = message
         return self.channel.moved
+
+    def _note(self, begin: float) -> None:
+        """The training thread has polled since ``begin``."""
+        end = time.perf_counter()
+        self._next = end + self._tempo.pause(end, self.channel.moved, self.channel.busy)
+        self._last = end
+        self.seconds += end - begin
 
     def _look(self, now: float) -> None:
         """Count a long gap since the last poll; too many of them, and the thread is needed."""
@@ -179,13 +222,15 @@ class StepPoller:
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._ending:
-            moved = False
+        tempo = Tempo(self._tempo.shortest)
+        while True:
             with self._lock:
-                if not self._ending:
-                    try:
-                        moved = self._move()
-                    except Exception as error:
-                        self.error = error
-                        return
-            time.sleep(0 if moved else THREAD_SECONDS)
+                if self._ending:
+                    return
+                try:
+                    moved = self._move()
+                except Exception as error:
+                    self.error = error
+                    return
+                pause = tempo.pause(time.perf_counter(), moved, self.channel.busy)
+            time.sleep(0 if moved else pause)

@@ -58,8 +58,9 @@ class ServerJob:
         """
         config, world, flat = self.config, self.world, self.setup.flat
         policy = make_policy(config.policy)
-        aggregator = Aggregator(flat.layout, make_outer(config.policy, policy, flat.layout))
+        aggregator = Aggregator(flat.layout, make_outer(config.policy, policy, flat.layout.full()))
         flat.values_into(aggregator.x)
+        aggregator.start()
         integers = flat.integers()
         machine = Server(policy, world.workers, config.policy.weighting, self.max_samples)
         channel = ServerChannel(world.comm, world.run_id, flat.layout, world.workers, len(COLUMNS))

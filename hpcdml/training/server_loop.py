@@ -217,7 +217,7 @@ class ServerLoop:
             self.snapshots.copy(round_, chunk, self.aggregator.x)
         if round_.stop:
             return
-        data = self.aggregator.x.chunk_bytes(chunk)
+        data = self.aggregator.outgoing(chunk)
         send = self.channel.send_chunk if round_.settled else self.channel.send_copy
         for worker in round_.recipients:
             send(worker, data)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpcdml.config import RunOptions, StopOptions, TrainConfig, flag
+from hpcdml.config import RunOptions, StopOptions, TrainConfig, WireName, flag
 from hpcdml.errors import HpcdmlError, UsageError
 from hpcdml.mpi import once
 from hpcdml.mpi.world import World, broadcast, gather, same_everywhere
@@ -24,6 +24,9 @@ from hpcdml.training.models import build_model
 from hpcdml.training.optimizers import make_optimizer, make_scheduler
 
 T = TypeVar("T")
+
+WIRE_DTYPES: dict[WireName, str | None] = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
+"""``--wire-dtype`` as a ``FlatModel`` takes it."""
 
 
 class AgreedFailure(Exception):
@@ -123,7 +126,8 @@ def _model_and_loss(config: TrainConfig, data: TaskData, device: torch.device) -
     criterion = default_loss(config.model.loss, data.spec)
     _try_out(model, criterion, data, name)
     try:
-        return FlatModel(model.to(device), config.run.chunk_kib * 1024), criterion
+        wire = WIRE_DTYPES[config.policy.wire_dtype]
+        return FlatModel(model.to(device), config.run.chunk_kib * 1024, wire), criterion
     except ValueError as error:
         raise UsageError(f"--model {name}: {error}") from error
 

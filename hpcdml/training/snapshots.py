@@ -48,7 +48,7 @@ class Snapshots:
         self.flat = flat
         self.accuracy = math.nan
         self.best = -math.inf
-        self._copy = WireVector(flat.layout)
+        self._copy = WireVector(flat.layout.full())
         flat.rehost(self._copy)
         self._evaluate = evaluate
         self._save = save

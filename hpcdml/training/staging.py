@@ -2,8 +2,8 @@
 
 A model on the CPU needs nothing: its update is written straight into the vector that is sent. For a model on a GPU the
 update goes chunk by chunk into page-locked memory on a stream of its own, each chunk is sent as soon as it has landed,
-and arriving chunks go the other way. The model's stream is never synchronised: streams wait for one another's events,
-and the host only asks whether an event has passed.
+and arriving chunks go the other way. A CUDA-aware MPI is given the GPU's memory itself instead. The model's stream is
+never synchronised: streams wait for one another's events, and the host only asks whether an event has passed.
 """
 
 from __future__ import annotations
@@ -150,8 +150,46 @@ class DeviceStaging(Staging):
         return self._landed is None or self._landed.query()
 
 
-def make_staging(layout: Layout, device: torch.device) -> Staging:
-    """Return the staging for a model on ``device``."""
-    if device.type == "cuda":
-        return DeviceStaging(layout, device, CudaQueue(device))
-    return Staging(layout)
+class DirectStaging(Staging):
+    """A model on a GPU whose memory MPI reads and writes: nothing is copied, but MPI must not be too early.
+
+    Args:
+        layout: layout of the vectors.
+        device: the model's device.
+        queue: gives the events; it copies nothing.
+    """
+
+    def __init__(self, layout: Layout, device: torch.device, queue: CopyQueue) -> None:
+        self.push = self.update = WireVector(layout, device=device)
+        self.pull = self.globals = WireVector(layout, device=device)
+        self.queue = queue
+        self._written: Event | None = None
+        self._read: Event | None = None
+
+    def written(self) -> None:
+        self.queue.after_model()
+        self._written = self.queue.event()
+
+    def ready(self, chunk: int) -> bool:
+        return self._written is not None and self._written.query()
+
+    def read(self) -> None:
+        self.queue.after_model()
+        self._read = self.queue.event()
+
+    @property
+    def pull_free(self) -> bool:
+        return self._read is None or self._read.query()
+
+
+def make_staging(layout: Layout, device: torch.device, direct: bool = False) -> Staging:
+    """Return the staging for a model on ``device``.
+
+    Args:
+        direct: MPI is given the memory of a GPU; ``hpcdml.mpi.cuda_aware`` tells whether it can be.
+    """
+    if device.type != "cuda":
+        return Staging(layout)
+    if direct:
+        return DirectStaging(layout, device, CudaQueue(device))
+    return DeviceStaging(layout, device, CudaQueue(device))

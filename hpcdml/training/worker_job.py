@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from hpcdml.config import TrainConfig
+from hpcdml.mpi.cuda_aware import why_not
 from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.mpi.world import World
 from hpcdml.protocol.policies import make_policy
 from hpcdml.protocol.worker import Worker
+from hpcdml.training.compiling import compile_step
+from hpcdml.training.local_step import LocalStep, batches
 from hpcdml.training.optimizers import make_optimizer, make_scheduler
+from hpcdml.training.precision import Precision
 from hpcdml.training.setup import Setup
 from hpcdml.training.staging import make_staging
-from hpcdml.training.worker_loop import LocalStep, WorkerLoop, batches
+from hpcdml.training.worker_loop import WorkerLoop
 
 
 class WorkerJob:
@@ -29,12 +35,18 @@ class WorkerJob:
             optimizer=optimizer,
             scheduler=make_scheduler(config.optimizer, optimizer),
             batches=batches(setup.data.train.batch, setup.sampler.next, flat.device),
+            precision=Precision(config.optimizer.amp, flat.device),
             accumulate=config.data.accumulate,
             clip_norm=config.optimizer.clip_norm,
             epoch_samples=setup.epoch_samples if config.optimizer.scheduler_unit == "epoch" else None,
             slowdown=float(config.run.slowdown.get(str(world.rank), 1.0)),
+            seconds=config.run.step_seconds,
         )
-        staging = make_staging(flat.layout, flat.device)
+        if config.model.compile:
+            start = setup.sampler.state
+            step = compile_step(step, *step.batches())
+            setup.sampler.restore(start)
+        staging = make_staging(flat.layout, flat.device, _direct(config, world, flat.device))
         machine = Worker(world.rank, make_policy(config.policy), len(world.workers))
         self.channel = WorkerChannel(
             world.comm, world.run_id, staging.pull, staging.push, staging.ready, staging.landed
@@ -47,3 +59,14 @@ class WorkerJob:
         """Train until the server says stop and everything has been sent."""
         self.loop.run(start)
         self.channel.close()
+
+
+def _direct(config: TrainConfig, world: World, device: torch.device) -> bool:
+    """Whether MPI is given the GPU's memory: asked for, and it passes the test."""
+    if not config.run.cuda_aware or device.type != "cuda":
+        return False
+    reason = why_not(device.index or 0)
+    if reason is not None:
+        text = f"hpcdml: rank {world.rank} on {world.host}: --cuda-aware: {reason}; going through host memory"
+        print(text, file=sys.stderr, flush=True)
+    return reason is None

@@ -6,10 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
 
 from hpcdml.config import ProgressName
 from hpcdml.mpi.backoff import Backoff
@@ -17,38 +14,14 @@ from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.parameters import FlatModel
 from hpcdml.protocol.messages import Push
 from hpcdml.protocol.worker import Action, Adopt, Exchange, SendPush, Stop, TakeUpdate, Train, Wait, Worker
-from hpcdml.training.pace import Pace
+from hpcdml.training.local_step import LocalStep
+from hpcdml.training.pace import Pace, Stretch
 from hpcdml.training.polling import StepPoller
 from hpcdml.training.records import StepRecords
 from hpcdml.training.staging import Staging
 
 RECORD_SECONDS = 0.5
 """Longest time for which step records are collected before they are sent, so that a run can be watched."""
-
-Batches = Callable[[], tuple[torch.Tensor, torch.Tensor]]
-
-
-@dataclasses.dataclass
-class LocalStep:
-    """What a worker does in one local step.
-
-    Attributes:
-        batches: returns the next minibatch, on the device of the model.
-        accumulate: minibatches in a local step.
-        epoch_samples: samples of one epoch of all workers together, the unit of the scheduler; None: it steps every
-            local step.
-        slowdown: for experiments, the factor by which the step is made longer.
-    """
-
-    model: nn.Module
-    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    optimizer: torch.optim.Optimizer
-    scheduler: LRScheduler | None
-    batches: Batches
-    accumulate: int = 1
-    clip_norm: float | None = None
-    epoch_samples: int | None = None
-    slowdown: float = 1.0
 
 
 class WorkerLoop:
@@ -120,8 +93,8 @@ class WorkerLoop:
             backoff.wait()
 
     def _train(self, action: Train) -> None:
-        begin = time.perf_counter()
         polled = self.poller.seconds
+        stretch = Stretch(self.step.slowdown, self.step.seconds, self.flat.device)
         step, data_seconds, samples = self.step, 0.0, 0
         loss = torch.zeros((), device=self.flat.device)
         with self.poller.computing():
@@ -129,18 +102,11 @@ class WorkerLoop:
                 waiting = time.perf_counter()
                 inputs, targets = step.batches()
                 data_seconds += time.perf_counter() - waiting
-                part = step.criterion(step.model(inputs), targets) / step.accumulate
-                part.backward()
-                loss = loss + part.detach()
+                loss = loss + step.gradient(inputs, targets)
                 samples += len(inputs)
-            if step.clip_norm is not None:
-                nn.utils.clip_grad_norm_(step.model.parameters(), step.clip_norm)
-            step.optimizer.step()
-            step.optimizer.zero_grad()
-            if step.slowdown > 1.0:
-                took = time.perf_counter() - begin - (self.poller.seconds - polled)
-                self.poller.sleep((step.slowdown - 1.0) * took)
-            self.pace.keep(self.poller.poll_within)
+            step.apply()
+            self.poller.sleep(stretch.missing(self.poller.seconds - polled))
+            self.pace.keep(self.poller.poll_beside)
         self.machine.stepped(samples)
         self._schedule()
         self.poller.poll()
@@ -252,17 +218,3 @@ class WorkerLoop:
         while self._epoch < epoch:
             self._epoch += 1
             step.scheduler.step()
-
-
-def batches(
-    source: Callable[[np.ndarray], tuple[torch.Tensor, torch.Tensor]],
-    indices: Callable[[], np.ndarray],
-    device: torch.device,
-) -> Batches:
-    """Return a function that gets the minibatch of the next indices onto the device."""
-
-    def following() -> tuple[torch.Tensor, torch.Tensor]:
-        inputs, targets = source(indices())
-        return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-
-    return following

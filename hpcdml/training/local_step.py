@@ -1,0 +1,67 @@
+"""What a worker does in one local step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from hpcdml.training.precision import Precision
+
+Batches = Callable[[], tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass
+class LocalStep:
+    """The parts of a local step and the arithmetic on them.
+
+    Attributes:
+        batches: returns the next minibatch, on the device of the model.
+        accumulate: minibatches in a local step.
+        epoch_samples: samples of one epoch of all workers together, the unit of the scheduler; None: it steps every
+            local step.
+        precision: mixed precision, or none.
+        slowdown: for experiments, the factor by which the step is made longer.
+        seconds: for experiments, how long the step takes on an emulated device; None: as long as it takes.
+    """
+
+    model: nn.Module
+    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler | None
+    batches: Batches
+    precision: Precision
+    accumulate: int = 1
+    clip_norm: float | None = None
+    epoch_samples: int | None = None
+    slowdown: float = 1.0
+    seconds: float | None = None
+
+    def gradient(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Add a minibatch's part of the step's gradient, and return its part of the step's loss."""
+        with self.precision.forward():
+            part = self.criterion(self.model(inputs), targets) / self.accumulate
+        self.precision.backward(part)
+        return part.detach()
+
+    def apply(self) -> None:
+        """Take the optimizer's step along the gradient, and clear it."""
+        self.precision.step(self.optimizer, self.model, self.clip_norm)
+
+
+def batches(
+    source: Callable[[np.ndarray], tuple[torch.Tensor, torch.Tensor]],
+    indices: Callable[[], np.ndarray],
+    device: torch.device,
+) -> Batches:
+    """Return a function that gets the minibatch of the next indices onto the device."""
+
+    def following() -> tuple[torch.Tensor, torch.Tensor]:
+        inputs, targets = source(indices())
+        return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+
+    return following
