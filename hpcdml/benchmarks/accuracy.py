@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from hpcdml.benchmarks.jobs import policy_names, train_job
+from hpcdml.benchmarks.launch import Site, names
+from hpcdml.benchmarks.runs import train_job
 from hpcdml.benchmarks.sequential import train_sequentially
 from hpcdml.config import POLICIES, TrainConfig, option
 
@@ -47,14 +48,14 @@ def run(options: AccuracyOptions, tell: Callable[[str], None]) -> list[dict[str,
         "batch_size": options.batch_size,
         "lr": options.lr,
     }
-    names = policy_names(options.policies)
-    sides = [(policy, int(workers)) for workers in options.workers for policy in names]
+    site, policies = Site(), names(options.policies, "--policies", POLICIES)
+    sides = [(policy, int(workers)) for workers in options.workers for policy in policies]
     found: dict[tuple[str, int], list[dict[str, Any]]] = {side: [] for side in sides}
     sequential = []
     for seed in range(options.seeds):
         for policy, workers in sides:
             job = {**common, "policy": policy, "epochs": options.epochs, "seed": seed}
-            summary = train_job(workers, {k: v for k, v in job.items() if v != {}})
+            summary = train_job(site, workers, job)
             found[policy, workers].append(summary)
             tell(f"seed {seed}, {policy}, {workers} workers: {summary['final_accuracy']:.4f}")
         # At least as many samples as any of the others had.

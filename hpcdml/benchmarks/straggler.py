@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from hpcdml.benchmarks.jobs import policy_names, train_job
+from hpcdml.benchmarks.launch import Site, names
+from hpcdml.benchmarks.runs import train_job
 from hpcdml.benchmarks.table import spread
-from hpcdml.config import option
+from hpcdml.config import POLICIES, option
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,14 @@ def run(options: StragglerOptions, tell: Callable[[str], None]) -> list[dict[str
         "max_seconds": options.seconds,
         "eval_seconds": options.seconds,
     }
-    policies = policy_names(options.policies)
+    site, policies = Site(), names(options.policies, "--policies", POLICIES)
     alone: dict[str, list[float]] = {policy: [] for policy in policies}
     beside: dict[str, list[float]] = {policy: [] for policy in policies}
     slow: dict[str, list[float]] = {policy: [] for policy in policies}
     for repeat in range(options.repeats):
         for policy in policies:
-            one = train_job(1, {**common, "policy": policy})
-            two = train_job(2, {**common, "policy": policy, "slowdown": {2: options.factor}})
+            one = train_job(site, 1, {**common, "policy": policy})
+            two = train_job(site, 2, {**common, "policy": policy, "slowdown": {2: options.factor}})
             alone[policy].append(one["samples_per_second_per_worker"][0])
             beside[policy].append(two["samples_per_second_per_worker"][0])
             slow[policy].append(two["samples_per_second_per_worker"][1])
