@@ -76,6 +76,7 @@ class _Peer:
         self.comm = comm
         self.worker = worker
         self.place = 0
+        self.chunk_arrived = ChunkArrived(worker)
         self.header = np.zeros(HEADER_BYTES + 8 * layout.integers, np.uint8)
         self.records = np.zeros((RECORD_ROWS, columns))
         self.state = np.zeros(_STATE_HEAD + STATE_BLOCK, np.uint8)
@@ -269,11 +270,11 @@ class ServerChannel:
         return PushArrived(push, integers)
 
     def _chunks(self, peer: _Peer) -> list[Event]:
-        events: list[Event] = [ChunkArrived(peer.worker)]
+        events: list[Event] = [peer.chunk_arrived]
         peer.arrived += 1
         while peer.arrived < peer.posted and peer.chunk_requests[peer.arrived % WINDOW].Test():
             peer.arrived += 1
-            events.append(ChunkArrived(peer.worker))
+            events.append(peer.chunk_arrived)
         self._watch_chunk(peer)
         return events
 

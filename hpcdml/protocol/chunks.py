@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from hpcdml.protocol.server import Round
 
+# Named tuples, as they are made for every chunk and are the quickest to make.
 
-@dataclass(frozen=True)
-class Add:
+
+class Add(NamedTuple):
     """Add chunk ``chunk`` of ``worker``'s push to the round's sum; ``first``: it is the first term of the sum.
 
     ``alone``: the round can have no other term; the chunk stays where it is until the ``Close``.
@@ -29,8 +31,7 @@ class Add:
     alone: bool
 
 
-@dataclass(frozen=True)
-class Close:
+class Close(NamedTuple):
     """Apply the sum of chunk ``chunk`` over ``contributors``, if there are any, and send it to the recipients."""
 
     round: Round
@@ -39,8 +40,7 @@ class Close:
     alone: bool
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
     """All chunks of the round are closed."""
 
     round: Round
@@ -136,8 +136,9 @@ class ChunkSchedule:
                 yield Done(track.round)
 
     def _advance(self, track: _Track, limit: int, room: Callable[[Round, int], bool]) -> Iterator[Operation]:
-        # The sum's memory is that of one model: a round may add a chunk only when the round before has closed it.
+        # A round may add a chunk only when the round before has closed it: there is one sum of a chunk at a time.
         bound, complete = limit, track.round.sealed
+        ready: list[tuple[int, int, int]] = []
         for worker in track.round.members:
             if worker not in track.cursor:
                 if worker in track.round.pushes or worker in track.gone:
@@ -146,18 +147,29 @@ class ChunkSchedule:
                 break
             if worker in track.gone:
                 continue
+            begin = track.cursor[worker]
             # Chunks are taken in the order in which they came: those of a worker's earlier push first, to the last.
-            ready = min(bound, track.got[worker]) if self._pushes[worker][0] is track else 0
-            for chunk in range(track.cursor[worker], ready):
-                track.cursor[worker] = chunk + 1
-                yield Add(track.round, worker, chunk, self._first(track, worker, chunk), track.alone)
-            bound = track.cursor[worker]
-        if complete:
-            bound = min(bound, self._wanted(track))
-            while track.closed < bound and room(track.round, track.closed):
-                chunk = track.closed
-                track.closed += 1
-                yield Close(track.round, chunk, track.contributors(chunk), track.alone)
+            end = min(bound, track.got[worker]) if self._pushes[worker][0] is track else 0
+            if end > begin:
+                ready.append((worker, begin, end))
+            bound = max(begin, end)
+        last = min(bound, self._wanted(track)) if complete else 0
+        if ready:
+            # Chunk by chunk, so that a sum is still in the processor's cache when the next term and the Close come.
+            for chunk in range(min(r[1] for r in ready), max(r[2] for r in ready)):
+                for worker, begin, end in ready:
+                    if begin <= chunk < end:
+                        track.cursor[worker] = chunk + 1
+                        yield Add(track.round, worker, chunk, self._first(track, worker, chunk), track.alone)
+                yield from self._close(track, min(last, chunk + 1), room)
+        yield from self._close(track, last, room)
+
+    def _close(self, track: _Track, last: int, room: Callable[[Round, int], bool]) -> Iterator[Operation]:
+        """Close the chunks before ``last`` for which there is room."""
+        while track.closed < last and room(track.round, track.closed):
+            chunk = track.closed
+            track.closed += 1
+            yield Close(track.round, chunk, track.contributors(chunk), track.alone)
 
     def _wanted(self, track: _Track) -> int:
         """Chunks to close: none for a message without payload."""

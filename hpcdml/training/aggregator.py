@@ -11,7 +11,10 @@ from hpcdml.training.outer import OuterOptimizer
 
 
 class Aggregator:
-    """Holds the global parameters, the sum of the round under way and the outer optimizer.
+    """Holds the global parameters, the sums of the round under way and the outer optimizer.
+
+    A sum takes memory from its first term to its ``close``, and the memory is used again at once, while it is in the
+    processor's cache: one model at most, where a worker is far ahead, and a few chunks as a rule.
 
     Args:
         layout: layout in which updates and global parameters travel; the parameters are held in its ``full()``.
@@ -27,7 +30,9 @@ class Aggregator:
         self.outer = outer
         self.x = WireVector(layout.full())
         self.narrowed = Narrowed(self.x, layout) if layout.narrow else None
-        self._sum: WireVector | None = None
+        self._sums: dict[int, torch.Tensor] = {}
+        self._unused: dict[tuple[int, torch.dtype], list[torch.Tensor]] = {}
+        self._outgoing: list[np.ndarray] = []
         self._steps = [0] * len(layout.chunks)
         self._value = [layout.segments[c.segment].kind is Kind.VALUE for c in layout.chunks]
 
@@ -65,6 +70,7 @@ class Aggregator:
             torch.div(total, weight, out=x)
         else:
             x.lerp_(total.div_(weight), share)
+        self._free(chunk)
         if self.narrowed is not None:
             self.narrowed.encode(chunk)
 
@@ -76,9 +82,19 @@ class Aggregator:
 
     def outgoing(self, chunk: int) -> np.ndarray:
         """The bytes (uint8) of a chunk that are sent to the workers, valid until the chunk's next ``close``."""
-        return (self.x if self.narrowed is None else self.narrowed.out).chunk_bytes(chunk)
+        if not self._outgoing:
+            out = self.x if self.narrowed is None else self.narrowed.out
+            self._outgoing = [out.chunk_bytes(index) for index in range(len(self.layout.chunks))]
+        return self._outgoing[chunk]
 
     def _total(self, chunk: int) -> torch.Tensor:
-        if self._sum is None:
-            self._sum = WireVector(self.x.layout)
-        return self._sum.chunks[chunk]
+        if chunk not in self._sums:
+            x = self.x.chunks[chunk]
+            unused = self._unused.get((x.numel(), x.dtype))
+            self._sums[chunk] = unused.pop() if unused else torch.empty_like(x)
+        return self._sums[chunk]
+
+    def _free(self, chunk: int) -> None:
+        total = self._sums.pop(chunk, None)
+        if total is not None:
+            self._unused.setdefault((total.numel(), total.dtype), []).append(total)

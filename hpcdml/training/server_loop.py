@@ -106,7 +106,7 @@ class ServerLoop:
         self._opened: dict[Round, float] = {}
         self._blocks = {worker: 0 for worker in machine.live}
         self._blocks_due: dict[int, int] = {}
-        self._evaluations = 0
+        self._weight: tuple[tuple[Round, tuple[int, ...]] | None, float] = None, 0.0
         self._flush = Every(FLUSH_SECONDS)
         self._show = Every(PROGRESS_SECONDS)
         self._look = Every(LOOK_SECONDS)
@@ -124,13 +124,14 @@ class ServerLoop:
         backoff = Backoff()
         self._carry_out(self.machine.start())
         self._work()
-        while not self._ended():
-            events = self.channel.poll()
-            for event in events:
+        while True:
+            for event in self.channel.poll():
                 self._take(event)
             if self.channel.moved:
                 # Otherwise neither a chunk nor room for a copy is there that was not there before.
                 self._work()
+                if self._ended():
+                    break
                 backoff.reset()
             else:
                 backoff.wait()
@@ -209,7 +210,7 @@ class ServerLoop:
     def _close(self, operation: Close) -> None:
         round_, chunk = operation.round, operation.chunk
         if operation.contributors:
-            weight = sum(self.machine.weight(round_.pushes[w]) for w in operation.contributors)
+            weight = 1.0 if operation.alone else self._weight_of(round_, operation.contributors)
             alone = self.channel.slot(operation.contributors[0], chunk) if operation.alone else None
             self.aggregator.close(chunk, weight, round_.share, alone)
             if operation.alone:
@@ -221,6 +222,14 @@ class ServerLoop:
         send = self.channel.send_chunk if round_.settled else self.channel.send_copy
         for worker in round_.recipients:
             send(worker, data)
+
+    def _weight_of(self, round_: Round, contributors: tuple[int, ...]) -> float:
+        """Sum of the contributors' weights, which is the same for chunk after chunk."""
+        known, weight = self._weight
+        if known != (round_, contributors):
+            weight = sum(self.machine.weight(round_.pushes[w]) for w in contributors)
+            self._weight = (round_, contributors), weight
+        return weight
 
     def _done(self, operation: Done) -> None:
         round_ = operation.round
