@@ -62,6 +62,7 @@ def train_job(site: Site, workers: int, options: Mapping[str, Any]) -> dict[str,
         times = [steps["time"][steps["worker"] == worker] for worker in range(1, workers + 1)]
         return {
             **summarise(run),
+            "round_intervals": np.diff(run.table("rounds")["time"]).tolist(),
             # What rank 0 spent on them beside serving: a peer's evaluations come after its training.
             "evaluation_seconds": float(scores["seconds"].sum()),
             "step_seconds": [float(np.median(np.diff(t))) if len(t) > 1 else 0.0 for t in times],

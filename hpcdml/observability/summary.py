@@ -45,6 +45,7 @@ def summarise(run: RunReader) -> dict[str, Any]:
         data_fraction, compute_fraction: as idle_fraction, for waiting for data and for computing.
         pushes, staleness_mean, staleness_max: over all pushes; staleness counts versions.
         local_steps_per_round, members_per_round, round_seconds_median: over the rounds; bytes_received: their sum.
+        server_peak_bytes: largest resident memory of rank 0, known when training has ended.
         finished: whether the run came to its end; status: its last event; stop_reason: text of the last "stopping".
         dataset, model, created, host, path: from the head of the file.
 
@@ -71,6 +72,7 @@ def summarise(run: RunReader) -> dict[str, Any]:
     }
     summary |= _quality(run.table("evaluations"), config.get("target_accuracy"))
     summary |= {
+        "server_peak_bytes": next((int(text) for _, _, kind, text in events if kind == "memory"), None),
         "finished": any(kind == "finished" for _, _, kind, _ in events),
         "status": None if last is None else f"{last[2]}: {last[3]}" if last[3] else last[2],
         "stop_reason": stops[-1] if stops else None,
