@@ -76,6 +76,7 @@ def test_the_figures_of_a_run(tmp_path: Path) -> None:
         "members_per_round": 2.0,
         "round_seconds_median": 1.0,
         "bytes_received": 2500,
+        "server_peak_bytes": None,
         "finished": True,
         "status": "finished",
         "stop_reason": "4 s of training",
