@@ -75,27 +75,25 @@ def _run(run: RunReader, sealed: bool, few: int | None) -> list[str]:
     shown = events if few is None else events[-few:]
     if len(shown) < len(events):
         lines.append(f"  ({len(events) - len(shown):,} earlier ones; --all names them)")
-    return lines + [f"  {seconds:10.3f} s  rank {rank}  {kind}  {_short(text)}" for seconds, rank, kind, text in shown]
+    return lines + [
+        f"  {time:10.3f} s  rank {rank}  {kind}  {_short(text)}".rstrip() for time, rank, kind, text in shown
+    ]
 
 
 def _parameters(parameters: Mapping[str, TensorArray], few: int | None) -> list[str]:
     values = sum(entry.values.size for entry in parameters.values())
     size = sum(entry.values.nbytes for entry in parameters.values())
-    entries = [
-        f"  {name}  {_shape(entry)}  from {_extreme(entry.values, np.nanmin)} to {_extreme(entry.values, np.nanmax)}"
-        for name, entry in parameters.items()
-    ]
+    entries = [f"  {name}  {_shape(entry)}{_range(entry.values)}" for name, entry in parameters.items()]
     title = f"parameters   {len(parameters)} of {values:,} values, {megabytes(size)}"
     return ["", title, *_first(entries, few)]
 
 
 def _state(title: str, tree: Any, few: int | None) -> list[str]:
     leaves = list(_leaves(tree, ""))
-    size = sum(leaf.nbytes for _, leaf in leaves if isinstance(leaf, np.ndarray))
-    lines = [
-        f"  {path} = {_short(leaf) if not isinstance(leaf, np.ndarray) else _shape(leaf)}" for path, leaf in leaves
-    ]
-    return ["", f"{title:<12} {len(leaves)} entries, {megabytes(size)} of arrays", *_first(lines, few)]
+    size = sum(_values(leaf).nbytes for _, leaf in leaves if isinstance(leaf, (np.ndarray, TensorArray)))
+    lines = [f"  {path} = {_leaf(leaf)}" for path, leaf in leaves]
+    count = "1 entry" if len(leaves) == 1 else f"{len(leaves):,} entries"
+    return ["", f"{title:<12} {count}, {megabytes(size)} of arrays", *_first(lines, few)]
 
 
 def _leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -106,7 +104,7 @@ def _leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
     elif isinstance(tree, (list, tuple)) and any(isinstance(x, (dict, list, np.ndarray, TensorArray)) for x in tree):
         items = enumerate(tree)
     if items is None or not tree:
-        yield path or "/", tree.values if isinstance(tree, TensorArray) else tree
+        yield path or "/", tree
         return
     for key, item in items:
         yield from _leaves(item, f"{path}/{key}" if path else str(key))
@@ -119,14 +117,25 @@ def _first(lines: list[str], few: int | None) -> list[str]:
 
 
 def _shape(array: TensorArray | np.ndarray) -> str:
-    values, kind = (array.values, array.torch_dtype) if isinstance(array, TensorArray) else (array, array.dtype.name)
-    return f"{kind}{list(values.shape)}"
+    kind = array.torch_dtype if isinstance(array, TensorArray) else array.dtype.name
+    return f"{kind}{list(_values(array).shape)}"
 
 
-def _extreme(values: np.ndarray, function: Any) -> str:
-    if not values.size or values.dtype.kind == "c" or (values.dtype.kind == "f" and np.isnan(values).all()):
-        return "-"
-    return f"{function(values):.6g}"
+def _leaf(leaf: Any) -> str:
+    if not isinstance(leaf, (np.ndarray, TensorArray)):
+        return _short(leaf)
+    return repr(_values(leaf).item()) if _values(leaf).ndim == 0 else _shape(leaf)
+
+
+def _values(array: TensorArray | np.ndarray) -> np.ndarray:
+    return array.values if isinstance(array, TensorArray) else array
+
+
+def _range(values: np.ndarray) -> str:
+    finite = values[np.isfinite(values)]
+    text = f"  from {finite.min():.6g} to {finite.max():.6g}" if finite.size and values.dtype.kind not in "cb" else ""
+    odd = values.size - finite.size
+    return text + (f"  and {odd:,} not finite" if odd else "")
 
 
 def _short(value: Any) -> str:
