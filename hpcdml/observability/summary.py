@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hpcdml.observability.resources import Resources
 from hpcdml.storage import RunReader
 
 _PARTS = ("data", "compute", "idle")
@@ -56,6 +57,7 @@ def summarise(run: RunReader) -> dict[str, Any]:
     steps, pushes, rounds = run.table("steps"), run.table("pushes"), run.table("rounds")
     events = run.events()
     last = events[-1] if events else None
+    used = Resources.find(events)
     stops = [text for _, _, kind, text in events if kind in ("stopping", "stopped")]
     summary: dict[str, Any] = {"policy": config.get("policy"), "workers": run.workers}
     summary |= _speed(run, steps)
@@ -72,7 +74,7 @@ def summarise(run: RunReader) -> dict[str, Any]:
     }
     summary |= _quality(run.table("evaluations"), config.get("target_accuracy"))
     summary |= {
-        "server_peak_bytes": next((int(text) for _, _, kind, text in events if kind == "memory"), None),
+        "server_peak_bytes": None if used is None else used.peak_bytes,
         "finished": any(kind == "finished" for _, _, kind, _ in events),
         "status": None if last is None else f"{last[2]}: {last[3]}" if last[3] else last[2],
         "stop_reason": stops[-1] if stops else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from pathlib import Path
 
@@ -75,7 +74,6 @@ class ServerJob:
             seconds, cpu = loop.seconds, resources.cpu_seconds() - cpu
             snapshots.final(Version(machine.version, seconds, machine.samples), aggregator.x, integers)
             progress.close()
-            writer.event(seconds, 0, "memory", f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}")
             used = resources.Resources(cpu, resources.peak_bytes())
             writer.event(seconds, 0, resources.EVENT, used.text())
             writer.write_parameters(state_arrays(flat.model), seconds)
