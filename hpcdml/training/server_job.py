@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 
-from hpcdml.config import StopOptions, TrainConfig
+from hpcdml.config import TrainConfig
 from hpcdml.mpi.server_channel import ServerChannel
 from hpcdml.mpi.world import World, versions
 from hpcdml.observability import resources
@@ -18,6 +17,7 @@ from hpcdml.storage.parameters_file import write_state
 from hpcdml.storage.run_file import CHECKPOINT_FOLDER, RunWriter
 from hpcdml.storage.tables import EVALUATIONS
 from hpcdml.training.aggregator import Aggregator
+from hpcdml.training.bounds import sample_bound
 from hpcdml.training.evaluation import evaluate
 from hpcdml.training.outer import make_outer
 from hpcdml.training.records import COLUMNS
@@ -25,8 +25,6 @@ from hpcdml.training.server_loop import ServerLoop
 from hpcdml.training.setup import Setup
 from hpcdml.training.snapshots import Snapshots, Version
 from hpcdml.training.state import state_arrays, state_types
-
-DEFAULT_EPOCHS = 10.0
 
 
 class ServerJob:
@@ -92,12 +90,3 @@ class ServerJob:
         path.parent.mkdir(exist_ok=True)
         about = {"version": version.number, "seconds": version.seconds, "samples": version.samples}
         write_state(path, state_arrays(self.setup.flat.model), about)
-
-
-def sample_bound(stop: StopOptions, epoch_samples: int) -> tuple[int | None, float | None]:
-    """Samples of all workers together after which to stop, and the epochs: 10 where nothing says when to stop."""
-    epochs = stop.epochs
-    if all(bound is None for bound in (epochs, stop.max_samples, stop.max_seconds, stop.target_accuracy)):
-        epochs = DEFAULT_EPOCHS
-    bounds = [stop.max_samples, None if epochs is None else math.ceil(epochs * epoch_samples)]
-    return min((b for b in bounds if b is not None), default=None), epochs

@@ -20,14 +20,12 @@ from hpcdml.benchmarks.peers.options import PeerOptions
 from hpcdml.benchmarks.peers.pace import Pace
 from hpcdml.benchmarks.peers.place import Place
 from hpcdml.benchmarks.peers.sides import Side, make_side
-from hpcdml.config import StopOptions
 from hpcdml.storage.parameters_file import write_state
+from hpcdml.training.bounds import sample_bound
 from hpcdml.training.data import ShardSampler, default_loss, load_data
 from hpcdml.training.models import build_model
 from hpcdml.training.optimizers import make_optimizer, make_scheduler
 from hpcdml.training.state import state_arrays
-
-DEFAULT_EPOCHS = 10.0
 
 
 class Prepared:
@@ -68,7 +66,7 @@ def train(prepared: Prepared) -> dict[str, Any] | None:
     batches, lengths = _gather([prepared.sampler.batch_size * config.data.accumulate, len(data.train)])
     epoch = int(sum(lengths) if data.sharded else lengths[0])
     together = int(sum(batches))
-    bound = _bound(config.stop, epoch)
+    bound, _ = sample_bound(config.stop, epoch)
     last = math.inf if bound is None else math.ceil(bound / together)
     clock = Clock(config.stop.max_seconds, side.coupled)
     copies = Copies(prepared.model, config.run.eval_seconds)
@@ -144,14 +142,6 @@ def _step(prepared: Prepared, side: Side, epoch: int | None, together: int) -> C
                 scheduler.step()
 
     return step
-
-
-def _bound(stop: StopOptions, epoch: int) -> int | None:
-    epochs = stop.epochs
-    if epochs is None and stop.max_samples is None and stop.max_seconds is None:
-        epochs = DEFAULT_EPOCHS
-    bounds = [stop.max_samples, None if epochs is None else math.ceil(epochs * epoch)]
-    return min((b for b in bounds if b is not None), default=None)
 
 
 def _payload(model: nn.Module) -> int:
