@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hpcdml.errors import UsageError
+from hpcdml.training.factories import one_line
 from hpcdml.training.local_step import LocalStep
 
 
@@ -36,8 +37,7 @@ def compile_step(step: LocalStep, inputs: torch.Tensor, targets: torch.Tensor) -
             for _ in range(2):
                 step.gradient(inputs, targets)
     except Exception as error:
-        text = " ".join(str(error).split())
-        raise UsageError(f"--compile: {type(error).__name__}: {text[:300]}; leave it out") from error
+        raise UsageError(f"--compile: {one_line(error)}; leave it out") from error
     step.optimizer.zero_grad()
     with torch.no_grad():
         for buffer, values in zip(step.model.buffers(), kept, strict=True):
