@@ -45,19 +45,17 @@ def _exchange(comm: MPI.Intracomm, size: int, flight: int, count: int) -> tuple[
     Both are the same on all ranks.
     """
     others = range(1, comm.Get_size()) if comm.Get_rank() == 0 else [0]
-    requests: list[MPI.Request] = []
-    renew: list[MPI.Prequest] = []
+    requests: list[MPI.Prequest] = []
     for other in others:
         for _ in range(min(flight, count)):
-            renew.append(comm.Recv_init(np.zeros(size, np.uint8), other))
-            renew.append(comm.Send_init(np.zeros(size, np.uint8), other))
+            requests.append(comm.Recv_init(np.zeros(size, np.uint8), other))
+            requests.append(comm.Send_init(np.zeros(size, np.uint8), other))
     # A request is started again until its share of the messages is through.
     lanes = min(flight, count)
     left = [count // lanes + (lane < count % lanes) for _ in others for lane in range(lanes) for _ in range(2)]
     comm.Barrier()
     begin = time.perf_counter()
-    MPI.Prequest.Startall(renew)
-    requests.extend(renew)
+    MPI.Prequest.Startall(requests)
     receiving, received = sum(left[::2]), 0.0
     while any(left):
         for index in MPI.Request.Waitsome(requests) or ():
@@ -67,10 +65,10 @@ def _exchange(comm: MPI.Intracomm, size: int, flight: int, count: int) -> tuple[
                 if not receiving:
                     received = time.perf_counter() - begin
             if left[index]:
-                renew[index].Start()
+                requests[index].Start()
     times = np.zeros(comm.Get_size())
     comm.Allgather(np.array([received]), times)
-    for request in renew:
+    for request in requests:
         request.Free()
     return float(times[0]), float(times[1:].max())
 
