@@ -10,10 +10,10 @@ from typing import Any
 
 from hpcdml.benchmarks.launch import Site, check_rates, open_site
 from hpcdml.benchmarks.log import Log
+from hpcdml.benchmarks.ranges import need, need_counts
 from hpcdml.benchmarks.runs import train_job
 from hpcdml.benchmarks.table import spread
 from hpcdml.config import option
-from hpcdml.errors import UsageError
 
 SIZES = (1 << 17, 1 << 19, 1 << 20)
 FLIGHTS = (4, 16)
@@ -42,11 +42,8 @@ def check(options: LinkOptions) -> None:
     """
     check_rates(options.rates, "--rates")
     for name in ("megabytes", "step_seconds", "seconds"):
-        if getattr(options, name) <= 0:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name):g}: must be above 0")
-    for name in ("workers", "chunk_kib", "repeats"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least 1")
+        need(options, name, getattr(options, name) > 0, "above 0")
+    need_counts(options, "workers", "chunk_kib", "repeats")
 
 
 def run(options: LinkOptions, log: Log) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from hpcdml.benchmarks.launch import Site
 from hpcdml.benchmarks.log import Log
+from hpcdml.benchmarks.ranges import need
 from hpcdml.benchmarks.runs import train_job
 from hpcdml.config import option
 from hpcdml.errors import UsageError
@@ -29,8 +30,7 @@ def check(options: MemoryOptions) -> None:
     Raises:
         UsageError: a wrong option.
     """
-    if options.megabytes <= 0:
-        raise UsageError(f"--megabytes {options.megabytes:g}: must be above 0")
+    need(options, "megabytes", options.megabytes > 0, "above 0")
     if not options.workers or any(n < 1 or n != int(n) for n in options.workers):
         raise UsageError(f"--workers {options.workers}: must be whole numbers of at least 1")
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from hpcdml.benchmarks.launch import Site
 from hpcdml.benchmarks.log import Log
+from hpcdml.benchmarks.ranges import need, need_counts
 from hpcdml.benchmarks.runs import run_side
-from hpcdml.config import TrainConfig, flag, option
-from hpcdml.errors import MachineError, UsageError
+from hpcdml.config import TrainConfig, option
+from hpcdml.errors import MachineError
 
 FAILURES = 3
 """Failed runs in a row after which a benchmark gives up."""
@@ -45,14 +46,8 @@ class JobOptions:
         Raises:
             UsageError: a value is out of its range.
         """
-
-        def need(name: str, right: bool, what: str) -> None:
-            if not right:
-                raise UsageError(f"{flag(name)} {getattr(self, name):g}: must be {what}")
-
-        need("workers", self.workers >= 1, "at least 1")
-        need("repeats", self.repeats >= 1, "at least 1")
-        need("straggler", 1 <= self.straggler <= 1000, "from 1 to 1000")
+        need_counts(self, "workers", "repeats")
+        need(self, "straggler", 1 <= self.straggler <= 1000, "from 1 to 1000")
         options: dict[str, Any] = {
             "dataset": self.dataset,
             "model": self.model,

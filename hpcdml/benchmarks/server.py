@@ -9,6 +9,7 @@ from typing import Any
 
 from hpcdml.benchmarks.launch import Site
 from hpcdml.benchmarks.log import Log
+from hpcdml.benchmarks.ranges import need_counts
 from hpcdml.benchmarks.table import spread
 from hpcdml.config import option
 from hpcdml.errors import UsageError
@@ -36,9 +37,7 @@ def check(options: ServerOptions) -> None:
     """
     if not options.megabytes or not all(0.1 <= size <= 4000 for size in options.megabytes):
         raise UsageError(f"--megabytes {options.megabytes}: must be numbers from 0.1 to 4000")
-    for name in ("workers", "chunk_kib", "repeats"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least 1")
+    need_counts(options, "workers", "chunk_kib", "repeats")
 
 
 def run(options: ServerOptions, log: Log) -> list[dict[str, Any]]:
