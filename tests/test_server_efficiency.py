@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from hpcdml.mpi import backoff
-from hpcdml.mpi.backoff import SHARE, Backoff
+from hpcdml.mpi.backoff import Backoff
+from hpcdml.mpi.tempo import SHARE
 from hpcdml.observability.resources import EVENT, Resources, peak_bytes
 from hpcdml.parameters import FlatModel
 from hpcdml.protocol.chunks import Add, ChunkSchedule, Close, Done, Operation

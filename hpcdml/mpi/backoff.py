@@ -7,13 +7,11 @@ import os
 import time
 from contextlib import suppress
 
-SHARE = 1 / 8
-"""Longest sleep as a part of the time between two events: what a sleep adds to their latency."""
+from hpcdml.mpi.tempo import Tempo
 
 SHORTEST = 5e-6
 """Sleeps below this cost more than they save, in seconds; the core is offered to others instead."""
 
-_MEMORY = 1 / 8
 _SET_TIMER_SLACK = 29  # PR_SET_TIMERSLACK of <linux/prctl.h>
 
 
@@ -28,22 +26,15 @@ class Backoff:
     """
 
     def __init__(self, longest: float = 500e-6) -> None:
-        self.longest = longest
-        self._last = time.perf_counter()
-        self._mean = 0.0
+        self._tempo = Tempo(0.0, longest, time.perf_counter())
 
     def reset(self) -> None:
         """Something happened."""
-        now = time.perf_counter()
-        # A long silence says nothing about the events that follow it.
-        interval = min(now - self._last, self.longest / SHARE)
-        self._mean += _MEMORY * (interval - self._mean)
-        self._last = now
+        self._tempo.event(time.perf_counter())
 
     def wait(self) -> None:
         """Nothing happened: give the core away for a while."""
-        idle = time.perf_counter() - self._last
-        pause = min(SHARE * max(idle, self._mean), self.longest)
+        pause = self._tempo.pause(time.perf_counter())
         if pause < SHORTEST:
             # Not time.sleep(0), which on Linux sleeps for the timer's slack since Python 3.11.
             os.sched_yield()

@@ -17,6 +17,7 @@ from torch import nn
 
 from hpcdml.config import ProgressName
 from hpcdml.errors import UsageError
+from hpcdml.mpi.tempo import Tempo
 from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.protocol.messages import Global
 from hpcdml.training.compiling import is_compiled
@@ -30,41 +31,6 @@ LONG_GAP = 4e-3
 
 LONG_GAPS = 16
 """Long gaps after which ``auto`` adds the thread."""
-
-
-class Tempo:
-    """How long polls may pause: an eighth of the usual time between two chunks, so that a transfer hardly notices.
-
-    A poll costs about 15 microseconds, whatever the link: on a slow one, few polls do.
-
-    Args:
-        shortest: bound in seconds; the other one is ``LONGEST_PAUSE``, or this if it is longer. 0: never pause.
-
-    Attributes:
-        idle: the pause where nothing is under way.
-    """
-
-    def __init__(self, shortest: float) -> None:
-        self.shortest = shortest
-        self.longest = max(shortest, LONGEST_PAUSE)
-        self.idle = self.longest if shortest else 0.0
-        self._gap = 0.0
-        self._moved = 0.0
-
-    def pause(self, now: float, moved: bool, busy: bool) -> float:
-        """Seconds to the next poll after one at ``now``, while something is under way.
-
-        Args:
-            moved: the poll completed a chunk.
-            busy: something is under way.
-        """
-        if moved:
-            self._gap += (now - self._moved - self._gap) / 8.0
-        if moved or not busy:
-            self._moved = now
-        if not self.shortest:
-            return 0.0
-        return min(self.longest, max(self.shortest, max(self._gap, now - self._moved) / 8.0))
 
 
 class _Computing(AbstractContextManager[None]):
@@ -98,7 +64,7 @@ class StepPoller:
     Args:
         channel: what is polled.
         model: the model whose steps are hooked.
-        interval: least time between two polls, in seconds.
+        interval: least time between two polls, in seconds; they pause longer where chunks take longer. 0: no pause.
         progress: ``hooks``, ``thread``, or ``auto``: hooks, and the thread as well once they leave long gaps.
             Modules of a compiled model get no hooks, as each would break its graph; there ``auto`` is the thread.
 
@@ -124,8 +90,11 @@ class StepPoller:
         self.seconds = 0.0
         self.threaded = False
         self.error: Exception | None = None
-        self._tempo = Tempo(interval)
-        self._pause = self._tempo.idle
+        self._interval = interval
+        self._tempo = self._new_tempo()
+        # Where nothing is under way; 0: poll at every chance.
+        self._idle = self._tempo.longest if interval else 0.0
+        self._pause = self._idle
         self._next = self._last = 0.0
         self._long_gaps = 0
         self._hooks: StepHooks | None = None
@@ -171,7 +140,7 @@ class StepPoller:
             raise self.error
         if not self.channel.busy:
             # Only the training thread sends and asks for messages, between steps: nothing will come within this one.
-            self._last, self._next, self._pause = begin, math.inf, self._tempo.idle
+            self._last, self._next, self._pause = begin, math.inf, self._idle
             return
         self._look(begin)
         self._move()
@@ -221,10 +190,22 @@ class StepPoller:
     def _note(self, begin: float) -> None:
         """The training thread has polled since ``begin``."""
         end = time.perf_counter()
-        self._pause = self._tempo.pause(end, self.channel.moved, self.channel.busy)
+        self._pause = self._pause_after(self._tempo, end)
         self._next = end + self._pause
         self._last = end
         self.seconds += end - begin
+
+    def _new_tempo(self) -> Tempo:
+        # A poll costs about 15 microseconds, whatever the link: on a slow one, few polls do.
+        return Tempo(self._interval, max(self._interval, LONGEST_PAUSE), time.perf_counter())
+
+    def _pause_after(self, tempo: Tempo, now: float) -> float:
+        """Seconds to the next poll after one that ended ``now``; an event is a chunk that it completed."""
+        if self.channel.moved:
+            tempo.event(now)
+        elif not self.channel.busy:
+            tempo.nothing_due(now)
+        return tempo.pause(now) if self._interval else 0.0
 
     def _look(self, now: float) -> None:
         """Count a long gap since the last poll; too many of them, and the thread is needed."""
@@ -238,7 +219,7 @@ class StepPoller:
         self._thread.start()
 
     def _run(self) -> None:
-        tempo = Tempo(self._tempo.shortest)
+        tempo = self._new_tempo()
         while True:
             with self._lock:
                 if self._ending:
@@ -248,5 +229,5 @@ class StepPoller:
                 except Exception as error:
                     self.error = error
                     return
-                pause = tempo.pause(time.perf_counter(), moved, self.channel.busy)
+                pause = self._pause_after(tempo, time.perf_counter())
             time.sleep(0 if moved else pause)
