@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import cast
@@ -16,6 +18,11 @@ from hpcdml.protocol.messages import HEADER_BYTES, Global, Push
 
 WINDOW = 16
 """Chunks under way at once in each direction: enough to keep a link busy between two polls."""
+
+SEND_SECONDS = 8e-3
+"""What a push has under way at once takes so long at its present rate, and two chunks at least. On a slow link a worker
+far ahead of the others would take it from those whose chunks are waited for. Theirs would come at the end of the round,
+all at once, after the other direction has been idle."""
 
 
 class WorkerChannel:
@@ -53,6 +60,9 @@ class WorkerChannel:
         self.ready = ready
         self.landed = landed
         self.chunks = len(pull.layout.chunks)
+        self._window = 2
+        self._gap = SEND_SECONDS
+        self._sent_at = 0.0
         size = HEADER_BYTES + 8 * pull.layout.integers
         self._header_in = np.zeros(size, np.uint8)
         self._header_out = np.zeros(size, np.uint8)
@@ -158,9 +168,12 @@ class WorkerChannel:
     def _poll(self) -> Global | None:
         if not self._header_sent and self._send_header.Test():
             self._header_sent = True
+        sent = self._sent
         while self._sent < self._started and self._sends[self._sent].Test():
             self._sent += 1
-        self._start_sends(WINDOW)
+        if self._sent > sent:
+            self._pace(self._sent - sent)
+        self._start_sends(self._window)
         while self._records and self._records[0][0].Test():
             self._records.popleft()
         self._move_state()
@@ -201,8 +214,16 @@ class WorkerChannel:
             # Synchronous: the server takes one block at a time, and has no more of them in memory.
             self._block = (self.comm.Issend(block, SERVER, Tag.STATE), block)
 
+    def _pace(self, sent: int) -> None:
+        """So many chunks of the push were completed by this poll: adapt how many are under way to their rate."""
+        now = time.perf_counter()
+        if self._sent > sent:
+            self._gap += ((now - self._sent_at) / sent - self._gap) / 8.0
+            self._window = min(WINDOW, max(2, math.ceil(SEND_SECONDS / max(self._gap, 1e-6))))
+        self._sent_at = now
+
     def _start_sends(self, most: int) -> None:
-        last = min(self._to_send, self._sent + WINDOW, self._started + most)
+        last = min(self._to_send, self._sent + self._window, self._started + most)
         while self._started < last and self.ready(self._started):
             self._sends[self._started].Start()
             self._started += 1
