@@ -18,6 +18,7 @@ OuterName = Literal["auto", "sgd", "nesterov", "adam"]
 SchedulerUnit = Literal["epoch", "step"]
 ProgressName = Literal["auto", "hooks", "thread"]
 WireName = Literal["fp32", "bf16", "fp16"]
+ResumeName = Literal["never", "auto"]
 AmpName = Literal["off", "bf16", "fp16"]
 
 POLICIES: tuple[str, ...] = get_args(PolicyName)
@@ -115,7 +116,16 @@ class RunOptions:
     overwrite: bool = option(False, "replace a run that is already in the output folder")
     seed: int = option(0, "seed of the model, the shuffling and every random choice")
     eval_seconds: float = option(1.0, "seconds between evaluations on the held-out data; 0: as often as possible")
-    checkpoint_seconds: float | None = option(None, "seconds between checkpoints of the global parameters; none: none")
+    checkpoint_seconds: float | None = option(
+        None, "seconds between checkpoints of the whole run, from which it can go on; none: none"
+    )
+    checkpoint_rounds: int | None = option(None, "rounds between checkpoints; none: none")
+    checkpoint_samples: int | None = option(None, "samples of all workers together between checkpoints; none: none")
+    keep_checkpoints: int = option(3, "how many of the newest checkpoints are kept")
+    keep_every: int | None = option(None, "keep every so many-th checkpoint for good; none: only the newest ones")
+    resume: ResumeName = option(
+        "never", "auto: go on from the newest valid checkpoint in the output folder, if there is one"
+    )
     device: str = option("auto", "auto (a GPU for each worker where there are any), cpu, cuda or cuda:N")
     cuda_aware: bool = option(False, "give MPI the GPU's memory itself, where a test shows that this MPI can take it")
     threads: int | None = option(None, "CPU threads of each worker; none: the cores of the node divided by its ranks")
@@ -133,6 +143,11 @@ class RunOptions:
         "for experiments: a local step takes so long, as on a device beside which the host is free; none: no device",
     )
     debug: bool = option(False, "show tracebacks")
+
+    @property
+    def checkpoints(self) -> bool:
+        """Whether checkpoints are written at intervals, and at the end."""
+        return not (self.checkpoint_seconds is self.checkpoint_rounds is self.checkpoint_samples is None)
 
 
 @dataclass(frozen=True)
@@ -201,9 +216,10 @@ def check(config: TrainConfig) -> None:
         if not right:
             raise UsageError(f"{flag(name)} {values[name]}: must be {what}")
 
-    for name in ("batch_size", "accumulate", "chunk_kib"):
+    for name in ("batch_size", "accumulate", "chunk_kib", "keep_checkpoints"):
         need(name, values[name] >= 1, "at least 1")
-    for name in ("local_steps", "max_local_steps", "max_samples", "threads"):
+    at_least_one = ("local_steps", "max_local_steps", "max_samples", "threads")
+    for name in (*at_least_one, "checkpoint_rounds", "checkpoint_samples", "keep_every"):
         need(name, values[name] is None or values[name] >= 1, "at least 1")
     least, most = values["local_steps"] or 1, values["max_local_steps"]
     need("max_local_steps", most is None or most >= least, f"at least --local-steps, {least}")
@@ -225,6 +241,7 @@ def check(config: TrainConfig) -> None:
         "wire_dtype": WireName,
         "amp": AmpName,
         "progress": ProgressName,
+        "resume": ResumeName,
         "scheduler_unit": SchedulerUnit,
     }
     for name, kind in choices.items():

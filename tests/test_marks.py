@@ -61,7 +61,8 @@ class Cluster:
         self.kept: tuple[dict[str, Any], list[Token]] | None = None
 
     def start(self) -> None:
-        self._answer(self.server.start())
+        for rank in self.nodes:
+            self._decide(rank)
 
     def resume(self, server: dict[str, Any], x: list[Token], workers: dict[int, Saved]) -> None:
         self.server.restore(server)
@@ -76,6 +77,14 @@ class Cluster:
             # What it would do after the step at whose end it was saved.
             self._decide(rank)
         self._answer(self.server.resume())
+
+    def restart(self, server: dict[str, Any], samples: dict[int, int]) -> None:
+        """Go on from the server's state alone, with nothing of the workers but their counts."""
+        self.server.restart(server)
+        for rank, node in self.nodes.items():
+            counts = self.server.clock[rank], samples.get(rank, 0), self.server.sequence[rank]
+            node.machine.restart(server["version"], server["samples"], *counts)
+            self._decide(rank)
 
     def mark(self) -> None:
         """Save the server's state and let every worker save its own."""
@@ -197,16 +206,38 @@ def test_every_step_is_in_one_place_and_a_run_goes_on_from_there(
     assert again.server.version > state["version"]
 
 
-def test_a_restart_keeps_the_counts_and_waits_for_parameters() -> None:
+def test_a_restart_keeps_the_counts_and_begins_at_the_version_that_it_is_given() -> None:
     policy = make_policy(PolicyOptions(policy="losp"))
-    worker = Worker(1, policy)
-    worker.arrived(Global(0, 3, 0, 0, 0))
-    worker.decide()
-    worker.stepped(8)
-    state = worker.state()
     fresh = Worker(1, policy)
-    fresh.restart(state)
-    assert fresh.awaiting and fresh.clock == 1 and fresh.samples == 8 and fresh.unsent == 0
-    assert fresh.decide() == [Wait()]
-    fresh.arrived(Global(0, 9, 0, 0, 0))
-    assert fresh.decide() == [Adopt(9), Train()]
+    fresh.restart(9, 100, clock=2, samples=16, sequence=1)
+    assert not fresh.awaiting and fresh.unsent == 0
+    assert fresh.decide() == [Train()]
+    fresh.stepped(8)
+    _, push, _ = fresh.decide()
+    assert isinstance(push, SendPush)
+    assert (push.push.version, push.push.sequence, push.push.local_steps, push.push.samples) == (9, 2, 1, 8)
+    assert fresh.estimate == 108
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32), before=st.integers(1, 3), after=st.integers(1, 5), turns=st.integers(0, 120))
+def test_another_number_of_workers_goes_on_from_a_saved_state(
+    policy: str, seed: int, before: int, after: int, turns: int
+) -> None:
+    """What was not in the parameters is dropped, nobody waits for a newcomer, and the counts go on."""
+    cluster = Cluster(policy, before, random.Random(seed))
+    cluster.start()
+    for _ in range(turns):
+        cluster.turn()
+    while not cluster.server.may_mark or cluster.server.version == 0:
+        cluster.turn()
+    state = cluster.server.state()
+    again = Cluster(policy, after, random.Random(seed + 1))
+    again.restart(state, state["clock"])
+    for _ in range(200):
+        assert again.turn(), "nobody can do anything any more"
+    again._answer(again.server.request_stop())
+    while not again.server.finished:
+        assert again.turn(), "a worker never learned of the stop"
+    assert again.server.version > state["version"] and again.server.samples > state["samples"]

@@ -130,7 +130,6 @@ def test_the_server_adds_at_full_precision(wire: str, members: int) -> None:
     outer = make_outer(options, make_policy(options), flat.layout.full())
     aggregator = Aggregator(flat.layout, outer)
     flat.values_into(aggregator.x)
-    aggregator.start()
     reference = nn.Parameter(aggregator.x.segments[0].clone())
     optimizer = torch.optim.SGD([reference], lr=1.0, momentum=0.9, nesterov=True)
     for _ in range(10):

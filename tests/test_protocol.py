@@ -226,7 +226,6 @@ def test_max_local_steps_bounds_the_lead() -> None:
 
 def test_an_eager_stop_reaches_workers_that_are_held_back() -> None:
     server = Server(make_policy(PolicyOptions(policy="ssp", staleness=0)), [1, 2])
-    server.start()
     push = Push(1, 0, 1, 0, 1, 8, clock=1)
     actions = server.pushed(push)
     assert all(not a.round.recipients for a in actions)
@@ -236,7 +235,6 @@ def test_an_eager_stop_reaches_workers_that_are_held_back() -> None:
 
 def test_server_refuses_what_no_worker_may_say() -> None:
     server = Server(make_policy(PolicyOptions(policy="bsp")), [1, 2])
-    server.start()
     with pytest.raises(ProtocolError, match="rank 7"):
         server.pushed(Push(7, 0, 1, 0, 1, 8, 1))
     with pytest.raises(ProtocolError, match="push 2 of rank 1"):
@@ -245,9 +243,13 @@ def test_server_refuses_what_no_worker_may_say() -> None:
 
 def test_worker_refuses_an_unasked_message() -> None:
     worker = Worker(1, make_policy(PolicyOptions(policy="bsp")))
-    worker.arrived(Global(0, 0, 0, 0, 0))
     with pytest.raises(RuntimeError, match="unasked"):
         worker.arrived(Global(0, 1, 0, 0, 0))
+    worker.stepped(8)
+    worker.decide()
+    worker.arrived(Global(0, 1, 1, 0, 0))
+    with pytest.raises(RuntimeError, match="unasked"):
+        worker.arrived(Global(0, 2, 1, 0, 0))
 
 
 @given(
@@ -323,7 +325,6 @@ def test_a_final_push_waits_for_the_one_before_it() -> None:
     """The message to stop overtakes: then two pushes of a worker are under way and share its receive buffers."""
     server = Server(make_policy(PolicyOptions(policy="asp")), [1, 2])
     schedule = ChunkSchedule(3)
-    server.start()
     for sequence, flags in ((1, 0), (2, FINAL)):
         for action in server.pushed(Push(1, flags, sequence, 0, 1, 1, sequence)):
             if type(action).__name__ == "Join":

@@ -20,7 +20,7 @@ import launch
 from hpcdml.benchmarks.sequential import train_sequentially
 from hpcdml.config import POLICIES, TrainConfig
 from hpcdml.observability.summary import summarise
-from hpcdml.storage.parameters_file import read_state
+from hpcdml.storage.checkpoint import read_checkpoint
 from hpcdml.storage.run_reader import RunReader
 
 pytestmark = pytest.mark.timeout(300)
@@ -30,8 +30,9 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 Job = Callable[..., subprocess.CompletedProcess[str]]
 
 
-# Averaging halves the progress of a sample; ASP and SSP take each update in full, SSP stale ones of several steps.
-RATES = {policy: "0.4" for policy in POLICIES} | {"asp": "0.2", "ssp": "0.1"}
+# Averaging halves the progress of a sample; ASP and SSP take each update in full, SSP stale ones of several steps. With
+# DiLoCo's outer momentum 0.4 is the edge: one seed of four diverged with fp16 on the wire, which 0.2 does not.
+RATES = {policy: "0.4" for policy in POLICIES} | {"asp": "0.2", "ssp": "0.1", "diloco": "0.2"}
 
 
 def done(result: subprocess.CompletedProcess[str], folder: Path) -> dict:
@@ -141,10 +142,13 @@ def test_a_run_leaves_a_record_that_explains_itself(hpcdml_job: Job, hpcdml: Job
     )
     assert np.isfinite(rounds["loss"][np.isfinite(rounds["loss"])]).all() and np.isfinite(rounds["loss"]).any()
     checkpoints = sorted((folder / "checkpoints").iterdir())
-    assert 2 <= len(checkpoints) <= 8
-    state, about = read_state(checkpoints[-1])
-    assert state.keys() == reader.parameters().keys()  # type: ignore[union-attr]
-    assert f"step-{int(about['version']):08d}.h5" == checkpoints[-1].name
+    assert 2 <= len(checkpoints) <= 3, "the newest three are kept"
+    last = read_checkpoint(checkpoints[-1])
+    final = reader.parameters()
+    assert final is not None and list(last.parameters) == list(final)
+    for name, array in last.parameters.items():
+        np.testing.assert_array_equal(array.values, final[name])  # type: ignore[union-attr]
+    assert f"step-{last.version:08d}.h5" == checkpoints[-1].name and last.version == rounds["round"][-1]
     assert len(reader.table("evaluations")) >= 5
     told = json.loads(hpcdml("report", folder, "--json").stdout)
     keys = {

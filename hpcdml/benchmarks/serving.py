@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from hpcdml.benchmarks.payload import build
-from hpcdml.config import PolicyOptions, StopOptions
+from hpcdml.config import PolicyOptions, RunOptions, StopOptions
 from hpcdml.mpi.server_channel import ChunkArrived, Event, PushArrived, ServerChannel
 from hpcdml.observability.progress import Progress
 from hpcdml.parameters import FlatModel, Layout, WireVector
@@ -26,6 +26,7 @@ from hpcdml.protocol.policies import make_policy
 from hpcdml.protocol.server import Round, Server
 from hpcdml.storage.run_file import RunWriter
 from hpcdml.training.aggregator import Aggregator
+from hpcdml.training.checkpoints import Checkpoints
 from hpcdml.training.outer import make_outer
 from hpcdml.training.server_loop import ServerLoop
 from hpcdml.training.snapshots import Snapshots, Version
@@ -60,6 +61,9 @@ class MemoryChannel:
         self._to_push = dict.fromkeys(updates, 0)
         self._headers: list[Event] = []
         self._integers = np.zeros(layout.integers, np.int64)
+        for worker in updates:
+            self._to_push[worker] = self.chunks
+            self._push(worker, 0, 1)
 
     def poll(self) -> list[Event]:
         """The headers of the workers' pushes, or the next chunk of each of them."""
@@ -126,21 +130,28 @@ def _serve(flat: FlatModel, updates: dict[int, WireVector], rounds: int) -> floa
     machine = Server(policy, updates, max_samples=(1 + rounds) * len(updates))
     aggregator = Aggregator(flat.layout, make_outer(options, policy, flat.layout))
     flat.values_into(aggregator.x)
-    aggregator.start()
     channel = MemoryChannel(flat.layout, updates)
     clock = _Clock(flat, channel)
     with tempfile.TemporaryDirectory() as folder:
         types = state_types(flat.model)
         with RunWriter.create(Path(folder), {}, {}, len(updates), types, overwrite=False) as writer:
+            served = cast(ServerChannel, channel)
+            records = dict.fromkeys(updates, 0)
+            checkpoints = Checkpoints(
+                machine, served, aggregator, writer, flat, Path(folder), RunOptions(), ({}, {}), records, []
+            )
             loop = ServerLoop(
                 machine,
-                cast(ServerChannel, channel),
+                served,
                 aggregator,
                 clock,
+                checkpoints,
                 writer,
                 Progress(None, None),
                 StopOptions(),
                 flat.integers(),
+                records,
+                keep=False,
             )
             loop.run(time.perf_counter())
             return clock.seconds()
@@ -150,7 +161,7 @@ class _Clock(Snapshots):
     """CPU time since the first round, which also fills memory, without that of the channel; evaluates nothing."""
 
     def __init__(self, flat: FlatModel, channel: MemoryChannel) -> None:
-        super().__init__(flat, lambda version: 0.0, lambda version: None, NEVER, None)
+        super().__init__(flat, lambda version: 0.0, NEVER)
         self._channel = channel
         self._begin: float | None = None
 

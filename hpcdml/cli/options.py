@@ -38,11 +38,15 @@ class Option:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for: the options given, by name with underscores, and for each its file if it is from one."""
+    """What the user asked for: the options given, by name with underscores, and for each its file if it is from one.
+
+    ``target``: the command's own argument, for a command that has one in place of a file of options.
+    """
 
     values: dict[str, Any]
     origin: dict[str, str]
     print_config: bool
+    target: str | None = None
 
     def blame(self, error: UsageError) -> UsageError:
         """Add the file's name to an error about an option that was read from a file."""
@@ -60,17 +64,26 @@ def options_of(group: type) -> list[Option]:
     ]
 
 
-def read(argv: Sequence[str], command: str, groups: Sequence[type], description: str, epilog: str = "") -> Request:
+def read(
+    argv: Sequence[str],
+    command: str,
+    groups: Sequence[type],
+    description: str,
+    epilog: str = "",
+    target: tuple[str, str] | None = None,
+) -> Request:
     """Read ``[FILE] [--option value ...]``: the file first, then the command line, wherever the file stands in it.
+
+    Args:
+        target: name and help of an argument that the command has in place of a file of options.
 
     Raises:
         Answer: the help was asked for.
         UsageError: in one line, with the option, the value and what would be right.
     """
-    parser = Parser(command, "[RUN.yaml] [--option value ...]", description, epilog)
-    parser.add_argument(
-        "file", nargs="?", metavar="RUN.yaml", help="YAML or JSON file of the options below, as in lr: 0.02"
-    )
+    name, text = target or ("[RUN.yaml]", "YAML or JSON file of the options below, as in lr: 0.02")
+    parser = Parser(command, f"{name} [--option value ...]", description, epilog)
+    parser.add_argument("file", nargs="?", metavar=name.strip("[]"), help=text)
     known: dict[str, Option] = {}
     for group in groups:
         section = parser.add_argument_group((group.__doc__ or group.__name__).strip())
@@ -78,13 +91,14 @@ def read(argv: Sequence[str], command: str, groups: Sequence[type], description:
             known[option.name] = option
             _add(section, option)
     section = parser.add_argument_group("Other")
-    section.add_argument("--print-config", action="store_true", help="print the options as a YAML file and stop")
+    if target is None:
+        section.add_argument("--print-config", action="store_true", help="print the options as a YAML file and stop")
     section.add_argument("-h", "--help", action="store_true", help="show this text and stop")
 
     found = parser.scan(argv)
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
-    for key, value, place in files.read(found.file) if found.file is not None else ():
+    for key, value, place in files.read(found.file) if found.file is not None and target is None else ():
         option = _lookup(key, known, place, command)
         if option.name in values:
             raise UsageError(f"{place}: {key}: is given twice")
@@ -95,6 +109,8 @@ def read(argv: Sequence[str], command: str, groups: Sequence[type], description:
         if given is not None:
             values[name] = option.convert(given, flag(name))
             origin.pop(name, None)
+    if target is not None:
+        return Request(values, origin, False, found.file)
     return Request(values, origin, found.print_config)
 
 

@@ -12,6 +12,7 @@ from mpi4py import MPI
 
 from hpcdml.mpi.tags import STATE_BLOCK, Tag
 from hpcdml.parameters import TORCH_DTYPE, Layout
+from hpcdml.parameters.layout import align
 from hpcdml.protocol.messages import HEADER_BYTES, Global, Push, StrayMessage
 
 WINDOW = 4
@@ -21,7 +22,7 @@ RECORD_ROWS = 1024
 """Most rows of a block of step records; the first row only holds the number of the others, in its first column."""
 
 
-_STATE_HEAD = 4 * 8
+_STATE_HEAD = 5 * 8
 
 _HEADER, _CHUNK, _RECORDS, _STATE, _SEND = range(5)
 _KINDS = 5
@@ -53,10 +54,14 @@ class RecordsArrived:
 
 @dataclass(frozen=True)
 class StateArrived:
-    """A block of the state that a worker has saved for a version: ``data`` (uint8) at ``offset`` of ``total`` bytes."""
+    """A block of the state that a worker has saved for a version: ``data`` (uint8) at ``offset`` of ``total`` bytes.
+
+    ``records``: blocks of step records that the worker has sent before.
+    """
 
     worker: int
     version: int
+    records: int
     total: int
     offset: int
     data: np.ndarray
@@ -80,7 +85,8 @@ class _Peer:
         self.header = np.zeros(HEADER_BYTES + 8 * layout.integers, np.uint8)
         self.records = np.zeros((RECORD_ROWS, columns))
         self.state = np.zeros(_STATE_HEAD + STATE_BLOCK, np.uint8)
-        largest = max(chunk.nbytes for chunk in layout.chunks)
+        # Chunks of several types land in a slot, of which each must begin where all of them may.
+        largest = align(max(chunk.nbytes for chunk in layout.chunks))
         self._slots = torch.zeros(WINDOW, largest, dtype=torch.uint8)
         self._views: list[dict[tuple[int, torch.dtype], torch.Tensor]] = [{} for _ in range(WINDOW)]
         self._staging: torch.Tensor | None = None
@@ -285,7 +291,7 @@ class ServerChannel:
         return [RecordsArrived(peer.worker, block)]
 
     def _state(self, peer: _Peer) -> StateArrived:
-        version, total, offset, size = (int(v) for v in peer.state[:_STATE_HEAD].view(np.int64))
+        version, records, total, offset, size = (int(v) for v in peer.state[:_STATE_HEAD].view(np.int64))
         data = peer.state[_STATE_HEAD : _STATE_HEAD + size].copy()
         peer.state_request.Start()
-        return StateArrived(peer.worker, version, total, offset, data)
+        return StateArrived(peer.worker, version, records, total, offset, data)

@@ -5,7 +5,12 @@ from __future__ import annotations
 from enum import IntEnum
 
 STATE_BLOCK = 1 << 19
-"""Bytes of a worker's state in one message, behind four int64: version, size of all, offset and size of the block."""
+"""Bytes of a worker's state in one message, behind five int64: version, blocks of step records before it, size of all,
+offset and size of the block."""
+
+
+FINAL_STATE = -1
+"""In place of the version: the state that a worker leaves behind when it has ended."""
 
 
 class Tag(IntEnum):

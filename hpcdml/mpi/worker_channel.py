@@ -74,7 +74,7 @@ class WorkerChannel:
         self._receives = [comm.Recv_init(pull.buffer(k), SERVER, Tag.CHUNK) for k in indices]
         self._sends = [cast(MPI.Prequest, comm.Ssend_init(push.buffer(k), SERVER, Tag.CHUNK)) for k in indices]
         self._records: deque[tuple[MPI.Request, np.ndarray]] = deque()
-        self._blocks: deque[np.ndarray] = deque()
+        self._blocks: deque[tuple[int, int, np.ndarray, int]] = deque()
         self._block: tuple[MPI.Request, np.ndarray] | None = None
         self._expecting = False
         self._message: Global | None = None
@@ -112,6 +112,11 @@ class WorkerChannel:
         """Integer buffers of the global message that arrived last, int64."""
         return self._header_in[HEADER_BYTES:].view(np.int64)
 
+    @property
+    def pushed_integers(self) -> np.ndarray:
+        """Integer buffers that the last push took with it, int64."""
+        return self._header_out[HEADER_BYTES:].view(np.int64)
+
     def expect(self) -> None:
         """Post the receives of the next global message. Call it before the push that the message answers."""
         self._expecting = True
@@ -142,17 +147,15 @@ class WorkerChannel:
         block = np.vstack([np.full((1, rows.shape[1]), len(rows)), rows])
         self._records.append((self.comm.Isend(block, SERVER, Tag.RECORDS), block))
 
-    def send_state(self, version: int, image: np.ndarray) -> None:
+    def send_state(self, version: int, records: int, image: np.ndarray) -> None:
         """Start sending this worker's saved state beside the pushes, one block at a time.
 
         Args:
             version: the version that it belongs to.
+            records: blocks of step records that this worker has sent so far.
             image: uint8; it must not change until it has left.
         """
-        for start in range(0, len(image), STATE_BLOCK):
-            piece = image[start : start + STATE_BLOCK]
-            head = np.array([version, len(image), start, len(piece)], np.int64).view(np.uint8)
-            self._blocks.append(np.concatenate([head, piece]))
+        self._blocks += ((version, records, image, start) for start in range(0, len(image), STATE_BLOCK))
 
     def poll(self) -> Global | None:
         """Move everything under way forward; return a global message when the last part of it has arrived.
@@ -210,7 +213,10 @@ class WorkerChannel:
         if self._block is not None and self._block[0].Test():
             self._block = None
         if self._block is None and self._blocks:
-            block = self._blocks.popleft()
+            version, records, image, start = self._blocks.popleft()
+            piece = image[start : start + STATE_BLOCK]
+            head = np.array([version, records, len(image), start, len(piece)], np.int64)
+            block = np.concatenate([head.view(np.uint8), piece])
             # Synchronous: the server takes one block at a time, and has no more of them in memory.
             self._block = (self.comm.Issend(block, SERVER, Tag.STATE), block)
 

@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -121,12 +121,17 @@ def same_everywhere(world: World, digest: bytes, what: str) -> None:
     Raises:
         UsageError: on every rank, naming the first rank whose digest differs from the server's.
     """
+    rank = differs(world, digest)
+    if rank is not None:
+        raise UsageError(f"{what} differs between rank 0 and rank {rank}; must be the same on every rank")
+
+
+def differs(world: World, digest: bytes) -> int | None:
+    """The first rank whose digest differs from the server's, on every rank; None: they are equal."""
     mine = np.frombuffer(digest, np.uint8).copy()
     everybody = np.zeros((world.size, len(mine)), np.uint8)
     wait(world.comm.Iallgather(mine, everybody))
-    for rank in world.workers:
-        if not np.array_equal(everybody[rank], everybody[SERVER]):
-            raise UsageError(f"{what} differs between rank 0 and rank {rank}; must be the same on every rank")
+    return next((rank for rank in world.workers if not np.array_equal(everybody[rank], everybody[SERVER])), None)
 
 
 def broadcast(world: World, arrays: Iterable[np.ndarray]) -> None:
@@ -135,6 +140,37 @@ def broadcast(world: World, arrays: Iterable[np.ndarray]) -> None:
         flat = array.reshape(-1).view(np.uint8)
         for start in range(0, flat.size, _PIECE):
             wait(world.comm.Ibcast(flat[start : start + _PIECE], root=SERVER))
+
+
+def share(world: World, data: bytes) -> bytes:
+    """The server's bytes on every rank."""
+    size = np.array([len(data)], np.int64)
+    broadcast(world, [size])
+    found = np.frombuffer(bytearray(data) if world.is_server else bytearray(int(size[0])), np.uint8)
+    broadcast(world, [found])
+    return found.tobytes()
+
+
+def hand_out(world: World, of: Callable[[int], np.ndarray]) -> np.ndarray | None:
+    """Give every worker its own bytes (uint8), one worker after the other; ``of`` is called on rank 0 only.
+
+    Returns:
+        This worker's bytes; None on rank 0.
+    """
+    size = np.zeros(1, np.int64)
+    if world.is_server:
+        for worker in world.workers:
+            data = of(worker)
+            size[0] = len(data)
+            wait(world.comm.Isend(size, worker, Tag.STATE))
+            for start in range(0, len(data), _PIECE):
+                wait(world.comm.Isend(data[start : start + _PIECE], worker, Tag.STATE))
+        return None
+    wait(world.comm.Irecv(size, SERVER, Tag.STATE))
+    found = np.empty(int(size[0]), np.uint8)
+    for start in range(0, len(found), _PIECE):
+        wait(world.comm.Irecv(found[start : start + _PIECE], SERVER, Tag.STATE))
+    return found
 
 
 def hosts(world: World) -> list[str]:

@@ -150,6 +150,21 @@ class FlatModel:
         for flat, wire in zip(self.flats, out.segments, strict=True):
             wire.copy_(flat)
 
+    def views(self, wire: WireVector) -> dict[str, torch.Tensor]:
+        """The entries of the model's ``state_dict`` that travel in ``wire``, in its types, as views of it."""
+        homes = {t.data_ptr(): number for number, group in enumerate(self.members) for _, t in group}
+        found = {}
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            if not isinstance(tensor, torch.Tensor) or tensor.data_ptr() not in homes:
+                continue
+            number = homes[tensor.data_ptr()]
+            values = wire.segments[number]
+            if tensor.dtype.is_complex:
+                values = torch.view_as_complex(values.view(-1, 2))
+            start = (tensor.data_ptr() - self.flats[number].data_ptr()) // tensor.element_size()
+            found[name] = torch.as_strided(values, tensor.shape, tensor.stride(), int(values.storage_offset()) + start)
+        return found
+
     def integers(self) -> np.ndarray:
         """The integer buffers as one int64 array of ``layout.integers`` values."""
         parts = [flat.to("cpu", torch.int64).numpy() for flat in self._integers]

@@ -83,7 +83,7 @@ class Global:
     Attributes:
         flags: ``STOP``, ``MARK`` or 0.
         version: version of the global parameters.
-        answers: sequence number of the worker's push that this answers, 0 for the first message; with ``MARK`` that of
+        answers: sequence number of the worker's push that this answers; with ``MARK`` that of
             its last push that the server's saved state contains.
         slowest: local steps of the slowest worker since the start of the run.
         samples: training samples that the version contains, of all workers together.

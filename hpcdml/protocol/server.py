@@ -14,7 +14,7 @@ from hpcdml.protocol.policies import Policy
 class Round:
     """One aggregation and the global message that follows it.
 
-    A round without members only sends the present global parameters (at the start, or to a worker that was held back).
+    A round without members only sends the present global parameters, to a worker that was held back.
 
     Attributes:
         members: ranks whose pushes belong to the round, in rank order.
@@ -69,6 +69,8 @@ class ProtocolError(RuntimeError):
 class Server:
     """The parameter server of the method of patent ZL 202011016938.4, under any policy.
 
+    It begins with version 0 of the global parameters, which the workers have already.
+
     Args:
         policy: the policy of the run.
         workers: ranks of the workers.
@@ -94,6 +96,11 @@ class Server:
         self._open: Round | None = None
 
     @property
+    def sequence(self) -> dict[int, int]:
+        """The number of the last push of every worker."""
+        return dict(self._sequence)
+
+    @property
     def active(self) -> set[int]:
         """Live workers that have not sent their final push."""
         return self.live - self._final
@@ -102,10 +109,6 @@ class Server:
     def finished(self) -> bool:
         """Nobody is left who could push."""
         return not self.active
-
-    def start(self) -> list[Action]:
-        """Send version 0 to everybody."""
-        return [self._send(self.live)]
 
     def state(self) -> dict[str, Any]:
         """What the machine knows, with no round open: right after a version was made."""
@@ -119,7 +122,10 @@ class Server:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from ``state()``, with pushes that were under way to come again."""
+        """Go on from ``state()``, with pushes that were under way to come again.
+
+        Workers that it does not know begin at the clock of the slowest one that it does: nobody is to wait for them.
+        """
         self.version, self.samples = int(state["version"]), int(state["samples"])
         for mine, theirs in (
             (self.clock, state["clock"]),
@@ -127,10 +133,19 @@ class Server:
             (self._last_samples, state["last_samples"]),
         ):
             mine.update({int(worker): int(value) for worker, value in theirs.items() if int(worker) in self.live})
+        known = {int(worker) for worker in state["clock"]}
+        slowest = min((self.clock[worker] for worker in self.live & known), default=0)
+        for worker in self.live - known:
+            self.clock[worker] = slowest
         self._held = {int(worker) for worker in state["held"]} & self.live
 
+    def restart(self, state: dict[str, Any]) -> None:
+        """Go on from ``state()`` with workers that begin anew at its version: see ``Worker.restart``."""
+        self.restore(state)
+        self._held.clear()
+
     def resume(self) -> list[Action]:
-        """After ``restore``, in place of ``start``: everybody goes on as it was."""
+        """After ``restore``: everybody goes on as it was."""
         return self._release()
 
     @property

@@ -72,6 +72,8 @@ class Worker:
     So the update that is pushed is the one that is compensated, and the buffer of the global parameters is free again
     when the push leaves.
 
+    It begins with version 0 of the global parameters, which all ranks have before the start.
+
     Args:
         rank: the worker's rank.
         policy: the policy of the run.
@@ -82,7 +84,7 @@ class Worker:
         self.rank = rank
         self.workers = workers
         self.policy = policy
-        self.version = -1
+        self.version = 0
         self.clock = 0
         self.samples = 0
         self.unsent = 0
@@ -92,7 +94,7 @@ class Worker:
         self._contained = 0
         self._slowest = 0
         self._sequence = 0
-        self._awaiting = True
+        self._awaiting = False
         self._message: Global | None = None
         self._last: Push | None = None
 
@@ -110,15 +112,27 @@ class Worker:
         for name in _STATE:
             setattr(self, name, type(getattr(self, name))(state[name]))
 
-    def restart(self, state: dict[str, int] | None) -> None:
-        """Begin anew from the next global parameters, with the counts of ``state()``; None: with none."""
-        if state is not None:
-            self.restore({**state, "unsent": 0, "version": -1, "stopped": 0, "_awaiting": 1})
-            self._pushed = self._contained = self.samples
+    def restart(self, version: int, seen: int, clock: int = 0, samples: int = 0, sequence: int = 0) -> None:
+        """Begin at a version of the global parameters that the worker has been given, with nothing unsent.
+
+        Args:
+            version: number of the version.
+            seen: training samples that it contains, of all workers together.
+            clock: local steps of this worker that it contains.
+            samples: training samples of this worker that it contains.
+            sequence: number of this worker's pushes that it contains.
+        """
+        self.version, self.seen, self.clock, self._slowest, self._sequence = version, seen, clock, clock, sequence
+        self.samples = self._pushed = self._contained = samples
 
     def under_way(self, contained: int) -> Push | None:
         """The header of the push that is not among the first ``contained`` ones, if there is one."""
         return self._last if self._last is not None and self._last.sequence > contained else None
+
+    def sent_again(self, push: Push) -> Push:
+        """After ``restore``: this push, which ``under_way`` gave, is on its way again."""
+        self._last = push
+        return push
 
     def arrived(self, message: Global) -> None:
         """A global message has arrived whole."""
@@ -163,8 +177,7 @@ class Worker:
         return self.seen + (self.samples - self._contained) * self.workers
 
     def _goes_on(self) -> bool:
-        # Before the first global parameters there is nothing to train.
-        return self.version >= 0 and self.policy.trains_on(self.unsent, self.clock, self._slowest)
+        return self.policy.trains_on(self.unsent, self.clock, self._slowest)
 
     def _push(self, flags: int) -> Push:
         self._sequence += 1

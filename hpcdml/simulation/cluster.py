@@ -132,7 +132,8 @@ class Cluster:
         Raises:
             RuntimeError: nothing can happen any more although somebody has not ended (a deadlock), or too many events.
         """
-        self._serve(self.server.start())
+        for rank in self.nodes:
+            self._decide(rank)
         for _ in range(most_events):
             if not self._events:
                 break

@@ -75,6 +75,7 @@ class RunWriter:
         workers: int,
         state: Mapping[str, tuple[Sequence[int], Any]],
         overwrite: bool,
+        earlier: Mapping[str, np.ndarray] | None = None,
     ) -> RunWriter:
         """Make ``run.h5`` in a folder, and the folder, and open it for writing.
 
@@ -86,6 +87,8 @@ class RunWriter:
             state: shape and type of every entry of the model's state_dict; the type is a numpy type or the name of
                 a torch type ("float32", "bfloat16").
             overwrite: replace the run, and its checkpoints, that the folder may hold.
+            earlier: rows by table with which the file begins: the run goes on in place of the one that the folder
+                holds, and with its checkpoints. None: it is a new run.
 
         Raises:
             UsageError: the folder holds a run already, or cannot be made or written.
@@ -102,7 +105,7 @@ class RunWriter:
             if folder.exists() and not folder.is_dir():
                 raise UsageError(f"--output {folder}: is a file; name a folder")
             folder.mkdir(parents=True, exist_ok=True)
-            if path.exists() and not overwrite:
+            if path.exists() and not overwrite and earlier is None:
                 raise held
             file = h5py.File(temporary, "w-", libver=("v110", "v110"), locking=False)
             os.set_inheritable(file.id.get_vfd_handle(), False)
@@ -112,8 +115,14 @@ class RunWriter:
                 dataset = group.create_dataset(escape(name), shape=tuple(shape), dtype=types[name][0])
                 set_attribute(dataset, "torch_dtype", types[name][1])
                 set_attribute(dataset, "meaning", f"entry {name} of the model's state_dict at the end of the run")
+            for name, rows in (earlier or {}).items():
+                file[name].resize((len(rows),))
+                file[name][:] = with_checks(rows, 0)
             file.swmr_mode = True
-            _publish(temporary, path, overwrite)
+            if earlier is None:
+                _publish(temporary, path, overwrite)
+            else:
+                os.replace(temporary, path)
             return cls(file, path, {name: t[1] for name, t in types.items()})
         except BaseException as error:
             if file is not None:

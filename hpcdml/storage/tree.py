@@ -9,6 +9,7 @@ whole, ``!keys`` its keys in their order (of a list or tuple: its length). A key
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,17 @@ def read_tree(group: h5py.Group) -> Any:
         ValueError, KeyError, TypeError, OSError: it is damaged, or none of ours.
     """
     return _read(group, 0)
+
+
+def map_tree(tree: Any, where: str, leaf: Callable[[Any, str], Any]) -> Any:
+    """A copy of nested dicts, lists and tuples with ``leaf(item, its path)`` in place of everything else in them."""
+    if isinstance(tree, dict):
+        kind = type(tree) if type(tree) in MAPPINGS.values() else dict
+        return kind({key: map_tree(item, f"{where}[{key!r}]", leaf) for key, item in tree.items()})
+    if isinstance(tree, list) or type(tree) is tuple:
+        items = [map_tree(item, f"{where}[{i}]", leaf) for i, item in enumerate(tree)]
+        return items if isinstance(tree, list) else tuple(items)
+    return leaf(tree, where)
 
 
 def _write_now(group: h5py.Group, name: str, array: np.ndarray) -> h5py.Dataset:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from hpcdml.parameters import Layout, Narrowed, WireVector
 from hpcdml.parameters.layout import Kind
 from hpcdml.training.outer import OuterOptimizer
+from hpcdml.training.state import to_tensor
 
 
 class Aggregator:
@@ -74,11 +77,17 @@ class Aggregator:
         if self.narrowed is not None:
             self.narrowed.encode(chunk)
 
-    def start(self) -> None:
-        """``x`` has been set: it is what is sent first."""
-        if self.narrowed is not None:
-            for chunk in range(len(self.layout.chunks)):
-                self.narrowed.encode(chunk)
+    def restore(self, state: dict[str, Any], steps: int) -> None:
+        """Go on from a checkpoint: the vectors of the outer optimizer and of the narrowed values, after so many steps.
+
+        ``x`` has been set.
+        """
+        self._steps = [steps] * len(self._steps)
+        vectors = [(self.outer.state[name], arrays) for name, arrays in state["outer"].items()]
+        vectors += [(getattr(self.narrowed, name), arrays) for name, arrays in state["narrowed"].items()]
+        for vector, arrays in vectors:
+            for segment, array in zip(vector.segments, arrays, strict=True):
+                segment.copy_(to_tensor(array))
 
     def outgoing(self, chunk: int) -> np.ndarray:
         """The bytes (uint8) of a chunk that are sent to the workers, valid until the chunk's next ``close``."""

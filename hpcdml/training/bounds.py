@@ -16,3 +16,8 @@ def sample_bound(stop: StopOptions, epoch_samples: int) -> tuple[int | None, flo
         epochs = DEFAULT_EPOCHS
     bounds = [stop.max_samples, None if epochs is None else math.ceil(epochs * epoch_samples)]
     return min((b for b in bounds if b is not None), default=None), epochs
+
+
+def stop_bounds(stop: StopOptions, epoch_samples: int) -> list[float | None]:
+    """All that ends a run: samples, seconds, accuracy; None: without such a bound."""
+    return [sample_bound(stop, epoch_samples)[0], stop.max_seconds, stop.target_accuracy]

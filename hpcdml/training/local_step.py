@@ -25,6 +25,7 @@ class LocalStep:
         epoch_samples: samples of one epoch of all workers together, the unit of the scheduler; None: it steps every
             local step.
         precision: mixed precision, or none.
+        epoch: epochs that the scheduler has been told of.
         slowdown: for experiments, the factor by which the step is made longer.
         seconds: for experiments, how long the step takes on an emulated device; None: as long as it takes.
     """
@@ -38,6 +39,7 @@ class LocalStep:
     accumulate: int = 1
     clip_norm: float | None = None
     epoch_samples: int | None = None
+    epoch: int = 0
     slowdown: float = 1.0
     seconds: float | None = None
 
@@ -51,6 +53,17 @@ class LocalStep:
     def apply(self) -> None:
         """Take the optimizer's step along the gradient, and clear it."""
         self.precision.step(self.optimizer, self.model, self.clip_norm)
+
+    def schedule(self, samples: int) -> None:
+        """Let the scheduler do what is due after a local step; ``samples`` is what all workers have trained on."""
+        if self.scheduler is None:
+            return
+        if self.epoch_samples is None:
+            self.scheduler.step()
+            return
+        while self.epoch < samples // self.epoch_samples:
+            self.epoch += 1
+            self.scheduler.step()
 
 
 def batches(

@@ -13,14 +13,16 @@ from hpcdml.observability.environment import environment
 from hpcdml.observability.progress import Progress
 from hpcdml.protocol.policies import make_policy
 from hpcdml.protocol.server import Server
-from hpcdml.storage.parameters_file import write_state
+from hpcdml.storage.checkpoint_folder import discard_newer
 from hpcdml.storage.run_file import CHECKPOINT_FOLDER, RunWriter
 from hpcdml.storage.tables import EVALUATIONS
 from hpcdml.training.aggregator import Aggregator
-from hpcdml.training.bounds import sample_bound
+from hpcdml.training.bounds import sample_bound, stop_bounds
+from hpcdml.training.checkpoints import Checkpoints
 from hpcdml.training.evaluation import evaluate
 from hpcdml.training.outer import make_outer
 from hpcdml.training.records import COLUMNS
+from hpcdml.training.resumption import Resumption
 from hpcdml.training.server_loop import ServerLoop
 from hpcdml.training.setup import Setup
 from hpcdml.training.snapshots import Snapshots, Version
@@ -32,21 +34,34 @@ class ServerJob:
 
     Args:
         hosts: host name of every rank.
+        resumption: where the run goes on from; None: it is a new one.
 
     Raises:
         UsageError, MachineError: the output folder cannot be used.
     """
 
-    def __init__(self, config: TrainConfig, world: World, setup: Setup, hosts: list[str]) -> None:
+    def __init__(
+        self, config: TrainConfig, world: World, setup: Setup, hosts: list[str], resumption: Resumption | None
+    ) -> None:
         self.config = config
         self.world = world
         self.setup = setup
         self.folder = Path(config.run.output)
-        self.max_samples, epochs = sample_bound(config.stop, setup.epoch_samples)
-        about = environment() | versions() | {f"rank{rank}_host": host for rank, host in enumerate(hosts)}
-        options = config.flat() | {"epochs": epochs}
+        self.resumption = resumption
+        max_samples, epochs = sample_bound(config.stop, setup.epoch_samples)
+        self.policy = make_policy(config.policy)
+        self.machine = Server(self.policy, world.workers, config.policy.weighting, max_samples)
+        self.about = environment() | versions() | {f"rank{rank}_host": host for rank, host in enumerate(hosts)}
+        self.options = config.flat() | {"epochs": epochs}
         types = state_types(setup.flat.model)
-        self.writer = RunWriter.create(self.folder, options, about, len(world.workers), types, config.run.overwrite)
+        earlier = None
+        if resumption is not None:
+            resumption.go_on(self.machine)
+            earlier = resumption.rows()
+            discard_newer(self.folder / CHECKPOINT_FOLDER, resumption.checkpoint.version)
+        self.writer = RunWriter.create(
+            self.folder, self.options, self.about, len(world.workers), types, config.run.overwrite, earlier
+        )
 
     def run(self, start: float) -> None:
         """Serve until all workers have ended, then write the result.
@@ -54,22 +69,53 @@ class ServerJob:
         Raises:
             HpcdmlError: a file could not be written.
         """
-        config, world, flat = self.config, self.world, self.setup.flat
-        policy = make_policy(config.policy)
-        aggregator = Aggregator(flat.layout, make_outer(config.policy, policy, flat.layout.full()))
-        flat.values_into(aggregator.x)
-        aggregator.start()
+        config, world, flat, machine = self.config, self.world, self.setup.flat, self.machine
+        aggregator = Aggregator(flat.layout, make_outer(config.policy, self.policy, flat.layout.full()))
+        if self.resumption is None:
+            flat.values_into(aggregator.x)
+        else:
+            self.resumption.load_server(flat, aggregator)
         integers = flat.integers()
-        machine = Server(policy, world.workers, config.policy.weighting, self.max_samples)
         channel = ServerChannel(world.comm, world.run_id, flat.layout, world.workers, len(COLUMNS))
-        snapshots = Snapshots(flat, self._score, self._save, config.run.eval_seconds, config.run.checkpoint_seconds)
-        progress = Progress(self.max_samples, config.stop.max_seconds)
+        snapshots = Snapshots(flat, self._score, config.run.eval_seconds)
+        progress = Progress(machine.max_samples, config.stop.max_seconds)
+        records = dict.fromkeys(world.workers, 0)
         with self.writer as writer:
-            writer.event(0.0, 0, "started", f"{config.policy.policy}, {len(world.workers)} workers")
-            loop = ServerLoop(machine, channel, aggregator, snapshots, writer, progress, config.stop, integers)
+            if self.resumption is None:
+                writer.event(0.0, 0, "started", f"{config.policy.policy}, {len(world.workers)} workers")
+            else:
+                writer.event(self.resumption.seconds, 0, "resumed", self.resumption.told())
+            checkpoints = Checkpoints(
+                machine,
+                channel,
+                aggregator,
+                writer,
+                flat,
+                self.folder,
+                config.run,
+                (self.options, self.about),
+                records,
+                stop_bounds(config.stop, self.setup.epoch_samples),
+            )
+            keep = config.run.checkpoints
+            loop = ServerLoop(
+                machine,
+                channel,
+                aggregator,
+                snapshots,
+                checkpoints,
+                writer,
+                progress,
+                config.stop,
+                integers,
+                records,
+                keep,
+            )
             cpu = resources.cpu_seconds()
             loop.run(start)
             seconds, cpu = loop.seconds, resources.cpu_seconds() - cpu
+            if keep:
+                checkpoints.final(seconds, integers)
             snapshots.final(Version(machine.version, seconds, machine.samples), aggregator.x, integers)
             progress.close()
             used = resources.Resources(cpu, resources.peak_bytes())
@@ -84,9 +130,3 @@ class ServerJob:
         row = (version.number, version.seconds, version.samples, score.accuracy, score.loss, took)
         self.writer.append(EVALUATIONS.name, EVALUATIONS.rows(row))
         return score.accuracy
-
-    def _save(self, version: Version) -> None:
-        path = self.folder / CHECKPOINT_FOLDER / f"step-{version.number:08d}.h5"
-        path.parent.mkdir(exist_ok=True)
-        about = {"version": version.number, "seconds": version.seconds, "samples": version.samples}
-        write_state(path, state_arrays(self.setup.flat.model), about)

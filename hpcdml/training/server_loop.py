@@ -14,7 +14,7 @@ import numpy as np
 
 from hpcdml.config import StopOptions
 from hpcdml.mpi.backoff import Backoff
-from hpcdml.mpi.server_channel import ChunkArrived, Event, PushArrived, RecordsArrived, ServerChannel
+from hpcdml.mpi.server_channel import ChunkArrived, Event, PushArrived, RecordsArrived, ServerChannel, StateArrived
 from hpcdml.observability.progress import Progress
 from hpcdml.protocol import server as protocol
 from hpcdml.protocol.chunks import Add, ChunkSchedule, Close, Done, Operation
@@ -23,6 +23,7 @@ from hpcdml.storage.run_file import RunWriter
 from hpcdml.storage.tables import PUSHES, ROUNDS
 from hpcdml.training.aggregator import Aggregator
 from hpcdml.training.background import Background, Every
+from hpcdml.training.checkpoints import Checkpoints
 from hpcdml.training.records import COLUMNS, table_rows
 from hpcdml.training.snapshots import Snapshots, Version
 
@@ -73,11 +74,14 @@ class ServerLoop:
         machine: the server's state machine.
         channel: the connections to the workers.
         aggregator: the global parameters.
-        snapshots: takes consistent copies of versions for evaluation and checkpoints.
+        snapshots: takes consistent copies of versions for evaluation.
+        checkpoints: gathers consistent states of the run.
         writer: the run's file.
         progress: what the user sees meanwhile.
         stop: when to stop; samples and epochs are the machine's business.
-        integers: the integer buffers of version 0, int64.
+        integers: the integer buffers of the first version, int64.
+        records: by worker, the blocks of step records that have come; they are counted here.
+        keep: whether workers that have ended leave their states behind.
     """
 
     def __init__(
@@ -86,25 +90,31 @@ class ServerLoop:
         channel: ServerChannel,
         aggregator: Aggregator,
         snapshots: Snapshots,
+        checkpoints: Checkpoints,
         writer: RunWriter,
         progress: Progress,
         stop: StopOptions,
         integers: np.ndarray,
+        records: dict[int, int],
+        keep: bool,
     ) -> None:
         self.machine = machine
         self.channel = channel
         self.aggregator = aggregator
         self.snapshots = snapshots
+        self.checkpoints = checkpoints
         self.writer = writer
         self.progress = progress
         self.stop = stop
         self.integers = integers
+        self.keep = keep
         self.schedule = ChunkSchedule(len(aggregator.layout.chunks))
         self.tally = Tally()
         self._start = 0.0
         self._arrived: dict[tuple[int, int], np.ndarray] = {}
         self._opened: dict[Round, float] = {}
-        self._blocks = {worker: 0 for worker in machine.live}
+        self._made: Round | None = None
+        self._blocks = records
         self._blocks_due: dict[int, int] = {}
         self._weight: tuple[tuple[Round, tuple[int, ...]] | None, float] = None, 0.0
         self._flush = Every(FLUSH_SECONDS)
@@ -122,22 +132,24 @@ class ServerLoop:
         """
         self._start = start
         backoff = Backoff()
-        self._carry_out(self.machine.start())
+        self._carry_out(self.machine.resume())
         self._work()
         while True:
             for event in self.channel.poll():
                 self._take(event)
-            if self.channel.moved:
+            moved, look = self.channel.moved, self._look.due
+            if moved:
                 # Otherwise neither a chunk nor room for a copy is there that was not there before.
                 self._work()
-                if self._ended():
-                    break
                 backoff.reset()
-            else:
-                backoff.wait()
-            if self._look.due:
+            if look:
                 self._look.reset()
                 self._look_after()
+            if (moved or look) and self._ended():
+                break
+            if not moved:
+                backoff.wait()
+        self.checkpoints.finish()
         self._flusher.finish()
 
     @property
@@ -150,6 +162,8 @@ class ServerLoop:
             self.machine.finished
             and self.schedule.idle
             and self.channel.drained
+            and self.checkpoints.idle
+            and (not self.keep or self.checkpoints.ended(self.machine.live))
             and all(self._blocks[w] >= due for w, due in self._blocks_due.items())
         )
 
@@ -162,6 +176,11 @@ class ServerLoop:
             if push.flags:
                 self._blocks_due[push.worker] = push.records
             self._carry_out(self.machine.pushed(push))
+            if self._made is not None:
+                made, self._made = self._made, None
+                self.checkpoints.consider(made, self.seconds, self.integers)
+        elif isinstance(event, StateArrived):
+            self.checkpoints.arrived(event)
         elif isinstance(event, RecordsArrived):
             self._blocks[event.worker] += 1
             self.tally.add(event.rows)
@@ -188,6 +207,7 @@ class ServerLoop:
         if rows:
             self.writer.append("pushes", PUSHES.rows(*rows))
             self.snapshots.consider(round_)
+            self._made = round_
         for worker in round_.recipients:
             self.channel.send_header(worker, self.machine.message(round_, worker), self.integers)
         self.schedule.seal(round_)
@@ -216,6 +236,7 @@ class ServerLoop:
             if operation.alone:
                 self.channel.release(operation.contributors[0])
             self.snapshots.copy(round_, chunk, self.aggregator.x)
+            self.checkpoints.copy(round_, chunk)
         if round_.stop:
             return
         data = self.aggregator.outgoing(chunk)
@@ -243,10 +264,12 @@ class ServerLoop:
         loss = self.tally.mean_loss()
         row = (round_.version, now, len(contributors), steps, round_.samples, now - opened, received, loss)
         self.writer.append("rounds", ROUNDS.rows(row))
+        self.checkpoints.complete(round_)
         self.snapshots.complete(round_, Version(round_.version, now, round_.samples), self.integers)
 
     def _look_after(self) -> None:
-        """What is done now and then: stopping, the progress bar, handing rows to the disk's thread."""
+        """What is done now and then: stopping, checkpoints, the progress bar, handing rows to the disk's thread."""
+        self.checkpoints.work()
         limit, target = self.stop.max_seconds, self.stop.target_accuracy
         if not self.machine.stopping:
             if limit is not None and self.seconds >= limit:
@@ -256,6 +279,7 @@ class ServerLoop:
         if self._show.due:
             self._show.reset()
             self.snapshots.check()
+            self.checkpoints.check()
             self._flusher.check()
             self._show_progress()
         if self._flush.due and self._flusher.idle:

@@ -15,7 +15,7 @@ from torch import nn
 from hpcdml.config import RunOptions, StopOptions, TrainConfig, WireName, flag
 from hpcdml.errors import HpcdmlError, UsageError
 from hpcdml.mpi import once
-from hpcdml.mpi.world import World, broadcast, gather, same_everywhere
+from hpcdml.mpi.world import World, broadcast, differs, gather, same_everywhere
 from hpcdml.parameters import FlatModel
 from hpcdml.training.data import DataSpec, ShardSampler, TaskData, accuracy_counts, default_loss, load_data
 from hpcdml.training.data.losses import Loss, cross_entropy
@@ -27,6 +27,9 @@ T = TypeVar("T")
 
 WIRE_DTYPES: dict[WireName, str | None] = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
 """``--wire-dtype`` as a ``FlatModel`` takes it."""
+
+_SHARED = ("seed", "chunk_kib", "resume", "checkpoint_seconds", "checkpoint_rounds", "checkpoint_samples")
+"""Options of the run itself that have to be the same on every rank."""
 
 
 class AgreedFailure(Exception):
@@ -91,7 +94,6 @@ def set_up(config: TrainConfig, world: World) -> Setup:
     together(lambda: same_everywhere(world, layout, f"--model {model}: the layout of its parameters"))
     lengths = gather(world, 0 if world.is_server and data.sharded else len(data.train))
     sampler = together(lambda: _sampler_and_trial(config, world, data, flat.model))
-    _share_static(world, flat)
     return Setup(data, criterion, flat, sampler, sum(lengths) if data.sharded else lengths[0])
 
 
@@ -102,7 +104,7 @@ def _compare_options(config: TrainConfig, world: World) -> None:
     """
     free = {field.name for group in (StopOptions, RunOptions) for field in dataclasses.fields(group)} | {"dataset"}
     for name, value in config.flat().items():
-        if name not in free or name in ("seed", "chunk_kib"):
+        if name not in free or name in _SHARED:
             same_everywhere(world, _digest(value), f"{flag(name)}: its value")
 
 
@@ -182,9 +184,23 @@ def _check_scores(output: torch.Tensor, criterion: Loss, spec: DataSpec, name: s
         )
 
 
-def _share_static(world: World, flat: FlatModel) -> None:
-    """Give everybody the server's frozen parameters and boolean buffers, which no round moves."""
-    tensors = [t for t in flat.static() if t.numel()]
+def share_values(world: World, flat: FlatModel) -> None:
+    """Give everybody the server's values: version 0, or that from which a run goes on, and all that no round moves.
+
+    As a rule every rank has built the same ones, and they need not travel.
+    """
+    _share(world, [t for t in flat.static() if t.numel()])
+    integers = flat.integers()
+    digest = hashlib.sha256(integers.tobytes())
+    for values in flat.flats:
+        digest.update(values.detach().cpu().view(torch.uint8).numpy().data)
+    if differs(world, digest.digest()) is not None:
+        _share(world, flat.flats)
+        broadcast(world, [integers])
+        flat.set_integers(integers)
+
+
+def _share(world: World, tensors: list[torch.Tensor]) -> None:
     copies = [t.detach().cpu().contiguous() for t in tensors]
     broadcast(world, [copy.reshape(-1).view(torch.uint8).numpy() for copy in copies])
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Consistent copies of versions of the global parameters, evaluated and saved beside the serving loop.
+"""Consistent copies of versions of the global parameters, evaluated beside the serving loop.
 
 A version is copied chunk by chunk as its chunks are made, so that no long copy stands between two rounds.
 """
@@ -27,23 +27,19 @@ class Version:
 
 
 class Snapshots:
-    """Copies a version whenever an evaluation or a checkpoint is due and the last copy is no longer in use.
+    """Copies a version whenever an evaluation is due and the last copy is no longer in use.
 
     Args:
         flat: a model of the server's own, into which the copies are put.
         evaluate: evaluates the model for a version and returns its accuracy.
-        save: saves the model as a checkpoint of a version.
         eval_seconds: least time between evaluations.
-        checkpoint_seconds: time between checkpoints; None: none.
     """
 
     def __init__(
         self,
         flat: FlatModel,
         evaluate: Callable[[Version], float],
-        save: Callable[[Version], None],
         eval_seconds: float,
-        checkpoint_seconds: float | None,
     ) -> None:
         self.flat = flat
         self.accuracy = math.nan
@@ -51,15 +47,13 @@ class Snapshots:
         self._copy = WireVector(flat.layout.full())
         flat.rehost(self._copy)
         self._evaluate = evaluate
-        self._save = save
         self._eval = Every(eval_seconds)
-        self._checkpoint = Every(checkpoint_seconds)
         self._thread = Background("evaluation")
         self._round: Round | None = None
 
     def consider(self, round_: Round) -> None:
         """A round with a payload is about to be aggregated: decide whether its version is copied."""
-        if self._round is None and self._thread.idle and (self._eval.due or self._checkpoint.due):
+        if self._round is None and self._thread.idle and self._eval.due:
             self._round = round_
 
     def copy(self, round_: Round, chunk: int, x: WireVector) -> None:
@@ -72,19 +66,15 @@ class Snapshots:
         if round_ is not self._round:
             return
         self._round = None
-        evaluate, save = self._eval.due, self._checkpoint.due
+        self._eval.reset()
         values = integers.copy()
-        if evaluate:
-            self._eval.reset()
-        if save:
-            self._checkpoint.reset()
-        self._thread.give(lambda: self._use(version, values, evaluate, save))
+        self._thread.give(lambda: self._use(version, values))
 
     def check(self) -> None:
-        """Raise what evaluation or saving raised.
+        """Raise what an evaluation raised.
 
         Raises:
-            HpcdmlError: one of them failed.
+            HpcdmlError: it failed.
         """
         self._thread.check()
 
@@ -92,20 +82,17 @@ class Snapshots:
         """Wait for what is under way and evaluate the last version in this thread.
 
         Raises:
-            HpcdmlError: an evaluation or a checkpoint failed.
+            HpcdmlError: an evaluation failed.
         """
         self._thread.finish()
         for chunk, piece in enumerate(x.chunks):
             self._copy.chunks[chunk].copy_(piece)
-        self._use(version, integers, evaluate=True, save=False)
+        self._use(version, integers)
 
-    def _use(self, version: Version, integers: np.ndarray, evaluate: bool, save: bool) -> None:
+    def _use(self, version: Version, integers: np.ndarray) -> None:
         torch.set_num_threads(1)
         with torch.no_grad():
             self.flat.load(self._copy)
             self.flat.set_integers(integers)
-        if evaluate:
-            self.accuracy = self._evaluate(version)
-            self.best = max(self.best, self.accuracy)
-        if save:
-            self._save(version)
+        self.accuracy = self._evaluate(version)
+        self.best = max(self.best, self.accuracy)

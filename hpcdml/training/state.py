@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from hpcdml.errors import UsageError
-from hpcdml.storage.tree import TensorArray
+from hpcdml.storage.tree import TensorArray, map_tree
 
 _NUMPY_HAS = (torch.float16, torch.float32, torch.float64)
 
@@ -97,12 +96,12 @@ def to_arrays(tree: Any, what: str) -> Any:
     Raises:
         UsageError: something in it cannot be saved; the message names it.
     """
-    return _map(tree, what, _leaf)
+    return map_tree(tree, what, _leaf)
 
 
 def to_tensors(tree: Any) -> Any:
     """The inverse of ``to_arrays``: tensors on the CPU, which own their memory or share the arrays'."""
-    return _map(tree, "", lambda item, _: to_tensor(item) if isinstance(item, TensorArray) else item)
+    return map_tree(tree, "", lambda item, _: to_tensor(item) if isinstance(item, TensorArray) else item)
 
 
 def to_array(tensor: torch.Tensor, what: str = "tensor") -> TensorArray:
@@ -156,13 +155,3 @@ def _leaf(item: Any, where: str) -> Any:
         return item
     kind = "a function" if callable(item) else f"a {type(item).__qualname__}"
     raise UsageError(f"{where}: cannot be saved: it is {kind}; only numbers, texts and tensors can")
-
-
-def _map(tree: Any, where: str, leaf: Callable[[Any, str], Any]) -> Any:
-    if isinstance(tree, dict):
-        kind = type(tree) if type(tree) in (Counter, OrderedDict) else dict
-        return kind({key: _map(item, f"{where}[{key!r}]", leaf) for key, item in tree.items()})
-    if isinstance(tree, list) or type(tree) is tuple:
-        items = [_map(item, f"{where}[{i}]", leaf) for i, item in enumerate(tree)]
-        return items if isinstance(tree, list) else tuple(items)
-    return leaf(tree, where)

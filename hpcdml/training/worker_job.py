@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 
@@ -13,19 +14,29 @@ from hpcdml.mpi.world import World
 from hpcdml.protocol.policies import make_policy
 from hpcdml.protocol.worker import Worker
 from hpcdml.training.compiling import compile_step
+from hpcdml.training.data import ShardSampler
 from hpcdml.training.local_step import LocalStep, batches
 from hpcdml.training.optimizers import make_optimizer, make_scheduler
 from hpcdml.training.precision import Precision
 from hpcdml.training.setup import Setup
 from hpcdml.training.staging import make_staging
 from hpcdml.training.worker_loop import WorkerLoop
+from hpcdml.training.worker_state import WorkerState, random_state, set_random_state
 
 
 class WorkerJob:
-    """Trains in one run; nothing is sent before ``run``."""
+    """Trains in one run; nothing is sent before ``run``.
 
-    def __init__(self, config: TrainConfig, world: World, setup: Setup) -> None:
+    Args:
+        part: what ``give_states`` gave; None: the run is a new one.
+
+    Raises:
+        UsageError: the saved state is that of another run.
+    """
+
+    def __init__(self, config: TrainConfig, world: World, setup: Setup, part: dict[str, Any] | None) -> None:
         flat = setup.flat
+        self.device = flat.device
         # Dropout and the like differ between workers; the model itself was built from the run's seed.
         torch.manual_seed(config.run.seed * 1_000_003 + world.rank)
         optimizer = make_optimizer(config.optimizer, flat.model)
@@ -51,14 +62,44 @@ class WorkerJob:
         self.channel = WorkerChannel(
             world.comm, world.run_id, staging.pull, staging.push, staging.ready, staging.landed
         )
+        self.state = WorkerState(machine, flat, self.channel, staging, step, setup.sampler)
+        if part is not None:
+            self._resume(part, setup.sampler)
+        # Last, as everything above may draw random numbers.
+        self.random = part["state"]["random"] if part is not None and part["own"] else random_state(flat.device)
+        poll = config.run.poll_us * 1e-6
         self.loop = WorkerLoop(
-            machine, flat, self.channel, staging, step, config.run.poll_us * 1e-6, config.run.progress
+            machine,
+            flat,
+            self.channel,
+            staging,
+            step,
+            poll,
+            config.run.progress,
+            self.state,
+            config.run.checkpoints,
         )
 
     def run(self, start: float) -> None:
         """Train until the server says stop and everything has been sent."""
+        set_random_state(self.random, self.device)
         self.loop.run(start)
         self.channel.close()
+
+    def _resume(self, part: dict[str, Any], sampler: ShardSampler) -> None:
+        tree = part["state"]
+        if part["exact"]:
+            self.state.restore_at_mark(tree)
+            return
+        self.state.restore_own(tree)
+        if part["same_workers"]:
+            sampler.restore(tree["sampler"])
+        else:
+            # About as much of every shard as of the whole has been seen in this pass.
+            whole, share = divmod(part["pass"], 1.0)
+            sampler.restore((int(whole), int(share * sampler.size) // sampler.batch_size * sampler.batch_size))
+        samples = self.state.contained(tree) if part["own"] else 0
+        self.state.machine.restart(part["version"], part["seen"], part["clock"], samples, part["sequence"])
 
 
 def _direct(config: TrainConfig, world: World, device: torch.device) -> bool:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from hpcdml.config import ProgressName
+from hpcdml.errors import HpcdmlError
 from hpcdml.mpi.backoff import Backoff
+from hpcdml.mpi.tags import FINAL_STATE
 from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.parameters import FlatModel
 from hpcdml.protocol.messages import Push
 from hpcdml.protocol.worker import Action, Adopt, Exchange, SendPush, Stop, TakeUpdate, Train, Wait, Worker
+from hpcdml.storage.image import pack
 from hpcdml.training.local_step import LocalStep
 from hpcdml.training.pace import Pace, Stretch
 from hpcdml.training.polling import StepPoller
 from hpcdml.training.records import StepRecords
 from hpcdml.training.staging import Staging
+from hpcdml.training.worker_state import WorkerState
 
 RECORD_SECONDS = 0.5
 """Longest time for which step records are collected before they are sent, so that a run can be watched."""
@@ -35,6 +40,8 @@ class WorkerLoop:
         step: what is done in a local step.
         poll_seconds: least time between two polls within a step, in seconds.
         progress: what polls within a step; see ``StepPoller``.
+        state: saves this worker's state.
+        keep: whether the state is saved at the end as well, for a run that goes on from there.
     """
 
     def __init__(
@@ -45,7 +52,9 @@ class WorkerLoop:
         staging: Staging,
         step: LocalStep,
         poll_seconds: float,
-        progress: ProgressName = "auto",
+        progress: ProgressName,
+        state: WorkerState,
+        keep: bool,
     ) -> None:
         self.machine = machine
         self.flat = flat
@@ -53,6 +62,8 @@ class WorkerLoop:
         self.staging = staging
         self.pace = Pace(flat.device)
         self.step = step
+        self.state = state
+        self.keep = keep
         self.poller = StepPoller(channel, step.model, poll_seconds, progress)
         self._handlers: dict[type[Action], Callable] = {
             Train: self._train,
@@ -65,8 +76,8 @@ class WorkerLoop:
         }
         self._records = StepRecords(flat.device)
         self._blocks = 0
+        self._checked = False
         self._sent_at = 0.0
-        self._epoch = 0
         self._start = 0.0
         # End of the last step: whatever is neither idle nor waiting for data since then counts as computing.
         self._recorded = 0.0
@@ -80,13 +91,18 @@ class WorkerLoop:
             StrayMessage: a message of another run arrived.
             ValueError: the model replaced a parameter or buffer that the run exchanges.
         """
-        self._start = self._sent_at = self._recorded = start
+        self._start = start
+        self._sent_at = self._recorded = time.perf_counter()
         self.step.model.train()
-        self.channel.expect()
+        if not self.flat.base:
+            self.flat.set_base()
+        self.state.send_again()
         with self.poller:
             while not self.machine.stopped:
                 for action in self.machine.decide():
                     self._handlers[type(action)](action)
+        if self.keep:
+            self._send_state(FINAL_STATE, self.state.own)
         backoff = Backoff()
         while not self.channel.drained:
             self.channel.poll()
@@ -108,7 +124,7 @@ class WorkerLoop:
             self.poller.sleep(stretch.missing(self.poller.seconds - polled))
             self.pace.keep(self.poller.poll_beside)
         self.machine.stepped(samples)
-        self._schedule()
+        self.step.schedule(self.machine.estimate)
         self.poller.poll()
         end = time.perf_counter()
         polled = self.poller.seconds - polled
@@ -136,6 +152,7 @@ class WorkerLoop:
         while self.poller.message is None:
             backoff.wait()
             self.poller.poll()
+            self._save_if_marked()
         self._idle += time.perf_counter() - begin
         self._deliver()
 
@@ -154,8 +171,7 @@ class WorkerLoop:
 
     def _adopt(self, action: Adopt) -> None:
         begin = time.perf_counter()
-        if action.version == 1:
-            self.flat.check_views()
+        self._check_views()
         self.staging.reading()
         self.flat.adopt(self.staging.globals)
         self.staging.read()
@@ -164,14 +180,18 @@ class WorkerLoop:
 
     def _exchange(self, action: Exchange) -> None:
         begin = time.perf_counter()
-        if action.version == 1:
-            self.flat.check_views()
+        self._check_views()
         self.staging.reading()
         self.flat.exchange(self.staging.update, self.staging.globals, action.compensation)
         self.staging.read()
         self.staging.written()
         self._take_integers()
         self._idle += time.perf_counter() - begin
+
+    def _check_views(self) -> None:
+        if not self._checked:
+            self._checked = True
+            self.flat.check_views()
 
     def _take_integers(self) -> None:
         if self.flat.layout.integers:
@@ -195,9 +215,27 @@ class WorkerLoop:
         """Nothing to do: ``run`` sees that the machine has stopped."""
 
     def _deliver(self) -> None:
+        self._save_if_marked()
         message = self.poller.take()
         if message is not None:
             self.machine.arrived(message)
+
+    def _save_if_marked(self) -> None:
+        """Save this worker's state before any later message is taken in, where the server has asked for it."""
+        mark, self.channel.mark = self.channel.mark, None
+        if mark is not None:
+            begin = time.perf_counter()
+            self._send_state(mark.version, lambda: self.state.at_mark(mark.answers))
+            self._idle += time.perf_counter() - begin
+
+    def _send_state(self, version: int, save: Callable[[], dict[str, Any]]) -> None:
+        if self._records.count:
+            self._send_records(time.perf_counter())
+        try:
+            image = pack(save())
+        except HpcdmlError as error:
+            image = pack(str(error))
+        self.channel.send_state(version, self._blocks, image)
 
     def _send_records(self, now: float) -> None:
         self.channel.send_records(self._records.take())
@@ -206,15 +244,3 @@ class WorkerLoop:
 
     def _with_blocks(self, push: Push) -> Push:
         return dataclasses.replace(push, records=self._blocks)
-
-    def _schedule(self) -> None:
-        step = self.step
-        if step.scheduler is None:
-            return
-        if step.epoch_samples is None:
-            step.scheduler.step()
-            return
-        epoch = self.machine.estimate // step.epoch_samples
-        while self._epoch < epoch:
-            self._epoch += 1
-            step.scheduler.step()

@@ -67,7 +67,6 @@ def serve(world: World, flat: FlatModel, options: PolicyOptions, max_samples: in
                 schedule.seal(action.round)
 
     backoff = Backoff()
-    carry_out(server.start())
     while not (server.finished and schedule.idle and channel.drained):
         events = channel.poll()
         for event in events:
@@ -138,7 +137,7 @@ def work(world: World, flat: FlatModel, options: PolicyOptions, staging: Staging
     machine = Worker(world.rank, make_policy(options), len(world.workers))
     staging = staging or Staging(flat.layout)
     channel = WorkerChannel(world.comm, world.run_id, staging.pull, staging.push, staging.ready, staging.landed)
-    channel.expect()
+    flat.set_base()
     backoff = Backoff()
     message = None
     while not machine.stopped:
@@ -260,7 +259,7 @@ def test_a_mark_is_seen_before_later_messages_and_the_state_goes_beside_a_push(w
         while channel.mark is None:
             assert channel.poll() is None
         assert channel.mark == mark
-        channel.send_state(7, image)
+        channel.send_state(7, 2, image)
         while (message := channel.poll()) is None:
             pass
         assert message == later and channel.mark == mark
