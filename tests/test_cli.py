@@ -256,9 +256,9 @@ def test_outside_mpi_it_tells_what_to_type(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        ([], "which command? train, report"),
+        ([], "which command? train, resume, replay, report"),
         (["trian"], "trian: no such command; did you mean train?"),
-        (["--verbose"], "--verbose: no such option; there are train, report"),
+        (["--verbose"], "--verbose: no such option; there are train, resume, replay, report"),
         (["report"], "report: of which run?"),
         (["report", "x", "--jsn"], "--jsn: no such option; did you mean --json?"),
         (["report", "x", "--json", "--compare", "y"], "--json: does not go with --compare"),

@@ -122,7 +122,7 @@ def make(kind: str, folder: Path) -> Path:
             rows = np.zeros(100, STEPS.dtype)
             rows["worker"], rows["step"], rows["loss"] = 1, np.arange(i, i + 100), rng.normal(size=100)
             writer.append("steps", rows)
-            writer.append("rounds", ROUNDS.rows((i, i * 0.5, 2, 9, 99, 0.1, 1000, 2.0)))
+            writer.append("rounds", ROUNDS.rows((i, i * 0.5, 2, 9, 99, 0.1, 1000, 2.0, 0, i)))
             writer.append("evaluations", EVALUATIONS.rows((i, i * 0.5, 99, 0.5, 1.0, 0.1)))
             writer.event(i, 0, "kind", "text")
             writer.flush(force=True)

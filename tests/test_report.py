@@ -35,7 +35,9 @@ def fill(writer: RunWriter) -> None:
         writer.append("steps", STEPS.rows((2, i, 0.5 + 2 * i, 32 * i, 2.0, 0, i, 0.0, 2.0, 0.0)))
     writer.append("pushes", PUSHES.rows((1, 1, 1.0, 0, 1, 0, 1, 32), (2, 1, 2.5, 0, 1, 0, 1, 32)))
     writer.append("pushes", PUSHES.rows((1, 2, 3.0, 0, 2, 1, 2, 64)))
-    writer.append("rounds", ROUNDS.rows((1, 2.6, 2, 2, 64, 1.6, 1000, 1.25), (2, 4.0, 2, 4, 192, 0.4, 1500, math.nan)))
+    writer.append(
+        "rounds", ROUNDS.rows((1, 2.6, 2, 2, 64, 1.6, 1000, 1.25, 0, 1), (2, 4.0, 2, 4, 192, 0.4, 1500, math.nan, 0, 2))
+    )
     writer.append("evaluations", EVALUATIONS.rows((0, 0.0, 0, 0.1, 2.3, 0.1), (1, 2.6, 64, 0.9, 0.5, 0.1)))
     writer.append("evaluations", EVALUATIONS.rows((2, 4.0, 192, 0.85, 0.6, 0.1)))
     writer.event(4.6, 0, "stopping", "4 s of training")
@@ -106,7 +108,7 @@ def test_a_run_without_steps(tmp_path: Path) -> None:
 def test_regression_and_divergence_are_clean_json(tmp_path: Path) -> None:
     with make(tmp_path, target_accuracy=0.5) as writer:
         writer.append("steps", STEPS.rows((1, 1, 1.0, 32, math.nan, 0, 1, 0.0, 1.0, 0.0)))
-        writer.append("rounds", ROUNDS.rows((1, 1.0, 1, 1, 32, 0.1, 10, math.nan)))
+        writer.append("rounds", ROUNDS.rows((1, 1.0, 1, 1, 32, 0.1, 10, math.nan, 0, 1)))
         writer.append(
             "evaluations", EVALUATIONS.rows((1, 1.0, 32, math.nan, 3.5, 0.1), (2, 2.0, 64, math.nan, math.inf, 0.1))
         )
@@ -169,7 +171,7 @@ def test_many_workers_and_large_numbers_stay_in_columns(tmp_path: Path) -> None:
         rows["idle_seconds"] = np.linspace(0, 1, 1000)
         rows["samples"] = 10 ** np.linspace(0, 12, 1000)
         writer.append("steps", rows)
-        writer.append("rounds", ROUNDS.rows((1, 1e6, 1000, 10**9, 10**15, 1e5, 10**18, 1.0)))
+        writer.append("rounds", ROUNDS.rows((1, 1e6, 1000, 10**9, 10**15, 1e5, 10**18, 1.0, 0, 1)))
     summary = figures(tmp_path)
     for most in (40, 2000):
         lines = format_report(summary, most_workers=most).splitlines()

@@ -20,6 +20,7 @@ from hpcdml.errors import HpcdmlError, UsageError
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train a model over MPI: mpirun -n 3 hpcdml train --help", "hpcdml.cli.train"),
     "resume": ("go on with a run from its newest checkpoint: mpirun -n 3 hpcdml resume RUN", "hpcdml.cli.resume"),
+    "replay": ("repeat a recorded run bit for bit: mpirun -n 3 hpcdml replay RUN", "hpcdml.cli.replay"),
     "report": ("what a run reached, as a table or as JSON", "hpcdml.cli.report"),
     "inspect": ("what is in a run or checkpoint, whether it is whole, how two differ", "hpcdml.cli.inspect"),
     "export": ("a checkpoint's parameters as .safetensors or .pt, and back", "hpcdml.cli.export"),

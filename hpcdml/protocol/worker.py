@@ -103,6 +103,11 @@ class Worker:
         """Whether global parameters are to come that have not been taken in."""
         return self._awaiting
 
+    @property
+    def holds(self) -> bool:
+        """Whether global parameters have arrived that have not been taken in."""
+        return self._message is not None
+
     def state(self) -> dict[str, int]:
         """What the machine knows, between two steps and with no arrived message untaken."""
         return {name: int(getattr(self, name)) for name in _STATE}

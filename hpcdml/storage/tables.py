@@ -90,6 +90,10 @@ ROUNDS = Table(
         Column("seconds", "f8", "s", "from the header of the first push to the last chunk"),
         Column("bytes", "i8", "B", "bytes received for it"),
         Column("loss", "f8", "1", "mean training loss of the local steps reported since the last round; nan: none"),
+        Column("stop", "u1", "1", "1: it was sent to nobody, as the run was stopping"),
+        Column(
+            "hash", "u8", "1", "hash of its parameters and floating-point buffers: sum over the chunks of their XXH3"
+        ),
     ),
 )
 

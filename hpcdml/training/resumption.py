@@ -218,6 +218,12 @@ def share_config(world: World, config: dict[str, Any] | None) -> dict[str, Any]:
     return found
 
 
+def known_options(config: dict[str, Any]) -> dict[str, Any]:
+    """The options in a file's configuration that this hpcdml has."""
+    known = TrainConfig().flat()
+    return {name: value for name, value in config.items() if name in known}
+
+
 def _by_worker(rows: np.ndarray, bounds: dict[Any, Any]) -> np.ndarray:
     """For each row, the bound of its worker; 0 for a worker without one."""
     bound = {int(worker): int(value) for worker, value in bounds.items()}

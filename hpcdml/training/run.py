@@ -7,11 +7,24 @@ import time
 import traceback
 from collections.abc import Callable
 
+import torch
+
 from hpcdml.config import TrainConfig
 from hpcdml.errors import UsageError
 from hpcdml.mpi.world import SERVER, World, abort, barrier, gather, hosts, join_world
+from hpcdml.protocol.policies import make_policy
+from hpcdml.storage.run_reader import RunReader
 from hpcdml.training.bounds import stop_bounds
-from hpcdml.training.resumption import Resumption, find, give_states, saved_config, share_config
+from hpcdml.training.replay import (
+    Scripts,
+    ServerScript,
+    WorkerScript,
+    as_replayed,
+    read_scripts,
+    share_script,
+    tell_replay,
+)
+from hpcdml.training.resumption import Resumption, find, give_states, known_options, saved_config, share_config
 from hpcdml.training.server_job import ServerJob
 from hpcdml.training.setup import AgreedFailure, Setup, set_up, share_values, together
 from hpcdml.training.worker_job import WorkerJob
@@ -23,7 +36,12 @@ def train(config: TrainConfig) -> int:
     Returns:
         The exit status, the same on every rank: 0 done, 1 failed, 2 wrong use; what went wrong has been printed, once.
     """
-    return _guarded(lambda world: config)
+
+    def work(world: World) -> int:
+        _run(config, world)
+        return 0
+
+    return _guarded(work)
 
 
 def resume(folder: str, options: dict[str, object]) -> int:
@@ -37,34 +55,74 @@ def resume(folder: str, options: dict[str, object]) -> int:
         As ``train``.
     """
 
-    def config(world: World) -> TrainConfig:
+    def work(world: World) -> int:
         found = together(lambda: saved_config(folder) if world.is_server else None)
         saved = share_config(world, found)
-        given = {**saved, "output": folder, "overwrite": False, "resume": "auto", **options}
-        known = TrainConfig().flat()
-        return together(lambda: TrainConfig.from_flat({name: v for name, v in given.items() if name in known}))
+        given = {**known_options(saved), "output": folder, "overwrite": False, "resume": "auto", **options}
+        _run(together(lambda: TrainConfig.from_flat(given)), world)
+        return 0
 
-    return _guarded(config)
+    return _guarded(work)
 
 
-def _guarded(configure: Callable[[World], TrainConfig]) -> int:
+def replay(folder: str, until: int | None, verify: bool, options: dict[str, object]) -> int:
+    """Repeat a recorded run bit for bit. Every rank calls this.
+
+    Args:
+        folder: the run's output folder.
+        until: the last version to repeat; None: all that the record explains.
+        verify: compare every version with the record.
+        options: of the run, by name with underscores, what is to be otherwise: the speed of ranks, for one.
+
+    Returns:
+        As ``train``; 1 as well if a version, or the result, differs.
+    """
+    recorded: list[RunReader] = []
+    scripts: list[Scripts] = []
+
+    def read(world: World) -> None:
+        if world.is_server:
+            recorded.append(RunReader(folder))
+            ranks = recorded[0].workers + 1
+            if world.size != ranks:
+                raise UsageError(f"{folder}: was a run of {ranks} ranks: mpirun -n {ranks} hpcdml replay {folder}")
+            policy = make_policy(TrainConfig.from_flat(known_options(recorded[0].config)).policy)
+            scripts.append(read_scripts(recorded[0], policy.collective, until))
+
+    def config(world: World) -> tuple[TrainConfig, WorkerScript | None]:
+        together(lambda: read(world))
+        mine = share_script(world, scripts[0] if scripts else None)
+        given = {**known_options(mine.config), **as_replayed(folder), "threads": mine.threads, **options}
+        return together(lambda: TrainConfig.from_flat(given)), mine.script
+
+    def told(world: World) -> int:
+        return tell_replay(recorded[0], scripts[0].server, until) if world.is_server and verify else 0
+
+    def work(world: World) -> int:
+        found, script = config(world)
+        _run(found, world, script, scripts[0].server if scripts else None)
+        return max(gather(world, told(world)))
+
+    return _guarded(work)
+
+
+def _guarded(work: Callable[[World], int]) -> int:
     world = join_world()
-    debug = False
     try:
-        config = configure(world)
-        debug = config.run.debug
-        _run(config, world)
+        return work(world)
     except AgreedFailure as failure:
         return failure.status
     except (Exception, SystemExit) as error:  # a user's model may call sys.exit
         # Only this rank knows of it, and the others may be waiting for it.
-        if debug:
+        if "--debug" in sys.argv:
             traceback.print_exc()
         abort(world, error)
     return 0
 
 
-def _run(config: TrainConfig, world: World) -> None:
+def _run(
+    config: TrainConfig, world: World, script: WorkerScript | None = None, server: ServerScript | None = None
+) -> None:
     together(lambda: _need_workers(world))
     setup = set_up(config, world)
     found = together(lambda: _find(config, world, setup))
@@ -79,10 +137,11 @@ def _run(config: TrainConfig, world: World) -> None:
             print(f"hpcdml: {found.told()}", file=sys.stderr, flush=True)
             parts = found.parts(config, setup.epoch_samples)
         part = give_states(world, found, parts)
-    names = hosts(world)
-    worker = together(lambda: None if world.is_server else WorkerJob(config, world, setup, part))
+    about = {f"rank{rank}_host": host for rank, host in enumerate(hosts(world))}
+    about |= {f"rank{rank}_threads": str(n) for rank, n in enumerate(gather(world, torch.get_num_threads()))}
+    worker = together(lambda: None if world.is_server else WorkerJob(config, world, setup, part, script))
     # Only now that nothing else can go wrong, as it leaves a file behind.
-    job = together(lambda: worker or ServerJob(config, world, setup, names, found))
+    job = together(lambda: worker or ServerJob(config, world, setup, about, found, server))
     barrier(world)
     earlier = found.seconds if found is not None else part["seconds"] if part is not None else 0.0
     job.run(time.perf_counter() - earlier)

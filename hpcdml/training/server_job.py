@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from hpcdml.config import TrainConfig
@@ -22,6 +23,7 @@ from hpcdml.training.checkpoints import Checkpoints
 from hpcdml.training.evaluation import evaluate
 from hpcdml.training.outer import make_outer
 from hpcdml.training.records import COLUMNS
+from hpcdml.training.replay import ServerScript
 from hpcdml.training.resumption import Resumption
 from hpcdml.training.server_loop import ServerLoop
 from hpcdml.training.setup import Setup
@@ -33,25 +35,34 @@ class ServerJob:
     """Serves one run. The constructor makes ``run.h5``; nothing is sent before ``run``.
 
     Args:
-        hosts: host name of every rank.
+        about: what the record says of the ranks.
         resumption: where the run goes on from; None: it is a new one.
+        script: what a recorded run did, which this one repeats; None: it is a run of its own.
 
     Raises:
         UsageError, MachineError: the output folder cannot be used.
     """
 
     def __init__(
-        self, config: TrainConfig, world: World, setup: Setup, hosts: list[str], resumption: Resumption | None
+        self,
+        config: TrainConfig,
+        world: World,
+        setup: Setup,
+        about: Mapping[str, str],
+        resumption: Resumption | None,
+        script: ServerScript | None,
     ) -> None:
         self.config = config
         self.world = world
         self.setup = setup
         self.folder = Path(config.run.output)
         self.resumption = resumption
+        self.script = script
         max_samples, epochs = sample_bound(config.stop, setup.epoch_samples)
         self.policy = make_policy(config.policy)
-        self.machine = Server(self.policy, world.workers, config.policy.weighting, max_samples)
-        self.about = environment() | versions() | {f"rank{rank}_host": host for rank, host in enumerate(hosts)}
+        bound = max_samples if script is None else None
+        self.machine = Server(self.policy, world.workers, config.policy.weighting, bound)
+        self.about = environment() | versions() | dict(about)
         self.options = config.flat() | {"epochs": epochs}
         types = state_types(setup.flat.model)
         earlier = None
@@ -84,7 +95,8 @@ class ServerJob:
             if self.resumption is None:
                 writer.event(0.0, 0, "started", f"{config.policy.policy}, {len(world.workers)} workers")
             else:
-                writer.event(self.resumption.seconds, 0, "resumed", self.resumption.told())
+                kind = "resumed" if self.resumption.exact else "restarted"
+                writer.event(self.resumption.seconds, 0, kind, self.resumption.told())
             checkpoints = Checkpoints(
                 machine,
                 channel,
@@ -110,13 +122,17 @@ class ServerJob:
                 integers,
                 records,
                 keep,
+                self.script,
             )
             cpu = resources.cpu_seconds()
             loop.run(start)
             seconds, cpu = loop.seconds, resources.cpu_seconds() - cpu
             if keep:
                 checkpoints.final(seconds, integers)
-            snapshots.final(Version(machine.version, seconds, machine.samples), aggregator.x, integers)
+            version, x = machine.version, aggregator.x
+            if self.script is not None and self.script.kept is not None and self.script.integers is not None:
+                version, x, integers = self.script.last, self.script.kept, self.script.integers
+            snapshots.final(Version(version, seconds, machine.samples), x, integers)
             progress.close()
             used = resources.Resources(cpu, resources.peak_bytes())
             writer.event(seconds, 0, resources.EVENT, used.text())

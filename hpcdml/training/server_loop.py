@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import xxhash
 
 from hpcdml.config import StopOptions
 from hpcdml.mpi.backoff import Backoff
@@ -25,6 +26,7 @@ from hpcdml.training.aggregator import Aggregator
 from hpcdml.training.background import Background, Every
 from hpcdml.training.checkpoints import Checkpoints
 from hpcdml.training.records import COLUMNS, table_rows
+from hpcdml.training.replay import ServerScript
 from hpcdml.training.snapshots import Snapshots, Version
 
 FLUSH_SECONDS = 1.0
@@ -82,6 +84,7 @@ class ServerLoop:
         integers: the integer buffers of the first version, int64.
         records: by worker, the blocks of step records that have come; they are counted here.
         keep: whether workers that have ended leave their states behind.
+        script: what a recorded run did, which this one repeats; None: it is a run of its own.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class ServerLoop:
         integers: np.ndarray,
         records: dict[int, int],
         keep: bool,
+        script: ServerScript | None = None,
     ) -> None:
         self.machine = machine
         self.channel = channel
@@ -108,6 +112,8 @@ class ServerLoop:
         self.stop = stop
         self.integers = integers
         self.keep = keep
+        self.script = script
+        self._hashes: dict[Round, int] = {}
         self.schedule = ChunkSchedule(len(aggregator.layout.chunks))
         self.tally = Tally()
         self._start = 0.0
@@ -133,6 +139,8 @@ class ServerLoop:
         self._start = start
         backoff = Backoff()
         self._carry_out(self.machine.resume())
+        if self.script is not None and self.script.stop == 0:
+            self._carry_out(self.machine.request_stop())
         self._work()
         while True:
             for event in self.channel.poll():
@@ -171,20 +179,37 @@ class ServerLoop:
         if isinstance(event, ChunkArrived):
             self.schedule.received(event.worker)
         elif isinstance(event, PushArrived):
-            push = event.push
-            self._arrived[push.worker, push.sequence] = event.integers
-            if push.flags:
-                self._blocks_due[push.worker] = push.records
-            self._carry_out(self.machine.pushed(push))
-            if self._made is not None:
-                made, self._made = self._made, None
-                self.checkpoints.consider(made, self.seconds, self.integers)
+            for each in [event] if self.script is None else self.script.in_turn(event):
+                self._take_push(each)
         elif isinstance(event, StateArrived):
             self.checkpoints.arrived(event)
         elif isinstance(event, RecordsArrived):
             self._blocks[event.worker] += 1
             self.tally.add(event.rows)
             self.writer.append("steps", table_rows(event.worker, event.rows))
+
+    def _take_push(self, event: PushArrived) -> None:
+        push = event.push
+        self._arrived[push.worker, push.sequence] = event.integers
+        if push.flags:
+            self._blocks_due[push.worker] = push.records
+        self._carry_out(self.machine.pushed(push))
+        if self._made is not None:
+            made, self._made = self._made, None
+            self.checkpoints.consider(made, self.seconds, self.integers)
+            if self.script is not None:
+                self._follow(self.script)
+
+    def _follow(self, script: ServerScript) -> None:
+        """A version was just made: stop where the recorded run did, or where it is to be repeated no further."""
+        version = self.machine.version
+        if version == script.last:
+            script.integers = self.integers.copy()
+        if version in (script.stop, script.last) and not self.machine.stopping:
+            self._carry_out(self.machine.request_stop())
+        if version == script.last:
+            for event in script.rest():
+                self._take_push(event)
 
     def _carry_out(self, actions: list[protocol.Action]) -> None:
         for action in actions:
@@ -237,12 +262,19 @@ class ServerLoop:
                 self.channel.release(operation.contributors[0])
             self.snapshots.copy(round_, chunk, self.aggregator.x)
             self.checkpoints.copy(round_, chunk)
+            self._hash(round_, chunk)
+            if self.script is not None:
+                self.script.copy(round_.version, chunk, self.aggregator.x)
         if round_.stop:
             return
         data = self.aggregator.outgoing(chunk)
         send = self.channel.send_chunk if round_.settled else self.channel.send_copy
         for worker in round_.recipients:
             send(worker, data)
+
+    def _hash(self, round_: Round, chunk: int) -> None:
+        found = xxhash.xxh3_64_intdigest(self.aggregator.x.chunk_bytes(chunk).data, seed=chunk)
+        self._hashes[round_] = (self._hashes.get(round_, 0) + found) % 2**64
 
     def _weight_of(self, round_: Round, contributors: tuple[int, ...]) -> float:
         """Sum of the contributors' weights, which is the same for chunk after chunk."""
@@ -262,7 +294,11 @@ class ServerLoop:
         steps = sum(round_.pushes[w].local_steps for w in contributors)
         received = len(contributors) * self.aggregator.layout.payload
         loss = self.tally.mean_loss()
-        row = (round_.version, now, len(contributors), steps, round_.samples, now - opened, received, loss)
+        found = self._hashes.pop(round_, 0)
+        if self.script is not None:
+            self.script.check(round_.version, found)
+        about = (round_.version, now, len(contributors), steps, round_.samples)
+        row = (*about, now - opened, received, loss, round_.stop, found)
         self.writer.append("rounds", ROUNDS.rows(row))
         self.checkpoints.complete(round_)
         self.snapshots.complete(round_, Version(round_.version, now, round_.samples), self.integers)

@@ -18,6 +18,7 @@ from hpcdml.training.data import ShardSampler
 from hpcdml.training.local_step import LocalStep, batches
 from hpcdml.training.optimizers import make_optimizer, make_scheduler
 from hpcdml.training.precision import Precision
+from hpcdml.training.replay import WorkerScript
 from hpcdml.training.setup import Setup
 from hpcdml.training.staging import make_staging
 from hpcdml.training.worker_loop import WorkerLoop
@@ -29,12 +30,20 @@ class WorkerJob:
 
     Args:
         part: what ``give_states`` gave; None: the run is a new one.
+        script: when a recorded run took in messages, which this one repeats; None: it is a run of its own.
 
     Raises:
         UsageError: the saved state is that of another run.
     """
 
-    def __init__(self, config: TrainConfig, world: World, setup: Setup, part: dict[str, Any] | None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        world: World,
+        setup: Setup,
+        part: dict[str, Any] | None,
+        script: WorkerScript | None,
+    ) -> None:
         flat = setup.flat
         self.device = flat.device
         # Dropout and the like differ between workers; the model itself was built from the run's seed.
@@ -78,6 +87,7 @@ class WorkerJob:
             config.run.progress,
             self.state,
             config.run.checkpoints,
+            script,
         )
 
     def run(self, start: float) -> None:

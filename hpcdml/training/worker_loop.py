@@ -22,6 +22,7 @@ from hpcdml.training.local_step import LocalStep
 from hpcdml.training.pace import Pace, Stretch
 from hpcdml.training.polling import StepPoller
 from hpcdml.training.records import StepRecords
+from hpcdml.training.replay import WorkerScript
 from hpcdml.training.staging import Staging
 from hpcdml.training.worker_state import WorkerState
 
@@ -42,6 +43,7 @@ class WorkerLoop:
         progress: what polls within a step; see ``StepPoller``.
         state: saves this worker's state.
         keep: whether the state is saved at the end as well, for a run that goes on from there.
+        script: when a recorded run took in messages, which this one repeats; None: it is a run of its own.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class WorkerLoop:
         progress: ProgressName,
         state: WorkerState,
         keep: bool,
+        script: WorkerScript | None,
     ) -> None:
         self.machine = machine
         self.flat = flat
@@ -64,6 +67,7 @@ class WorkerLoop:
         self.step = step
         self.state = state
         self.keep = keep
+        self.script = script
         self.poller = StepPoller(channel, step.model, poll_seconds, progress)
         self._handlers: dict[type[Action], Callable] = {
             Train: self._train,
@@ -144,9 +148,21 @@ class WorkerLoop:
         if self._records.full or end - self._sent_at > RECORD_SECONDS:
             self._send_records(end)
             self._idle += time.perf_counter() - end
-        self._deliver()
+        if self.script is None or self._its_turn(self.script):
+            self._deliver()
+
+    def _its_turn(self, script: WorkerScript) -> bool:
+        """Whether the recorded run took in a message after this step; then wait for it."""
+        if script.takes(self.machine.clock) and self.machine.awaiting and not self.machine.holds:
+            self._await_message()
+            return True
+        return script.free(self.machine.clock)
 
     def _wait(self, action: Wait) -> None:
+        self._await_message()
+        self._deliver()
+
+    def _await_message(self) -> None:
         begin = time.perf_counter()
         backoff = Backoff(longest=100e-6)
         while self.poller.message is None:
@@ -154,7 +170,6 @@ class WorkerLoop:
             self.poller.poll()
             self._save_if_marked()
         self._idle += time.perf_counter() - begin
-        self._deliver()
 
     def _take_update(self, action: TakeUpdate) -> None:
         begin = time.perf_counter()
