@@ -45,7 +45,7 @@ class WorkerJob:
             criterion=setup.criterion,
             optimizer=optimizer,
             scheduler=make_scheduler(config.optimizer, optimizer),
-            batches=batches(setup.data.train.batch, setup.sampler.next, flat.device),
+            batches=batches(setup.data.train.feed(setup.sampler), flat.device),
             precision=Precision(config.optimizer.amp, flat.device),
             accumulate=config.data.accumulate,
             clip_norm=config.optimizer.clip_norm,
