@@ -1,8 +1,9 @@
 """Rows of one HDF5 data set, by ranges: past HDF5 wherever the bytes lie in the file as numpy has them.
 
-HDF5 reads under a lock of the whole process, h5py under Python's as well: a thread that reads beside the training would
-stop it. ``os.preadv`` and ``zlib`` hold neither, so that contiguous data sets, and chunked ones without a filter or
-with those of h5py's ``compression="gzip"`` and ``shuffle=True``, are read by them; all others go through h5py.
+HDF5 reads under a lock of the whole process, and copies what it reads once more. ``os.preadv`` does neither: from the
+page cache it read blocks of 1 MB at 12.3 GB/s where h5py read 6.5 (contiguous) and 4.4 (chunked), without a filter.
+Python's own lock is free in both. With filters h5py is the quicker one: gzip with shuffle at 328 MB/s on one core,
+where ``zlib`` and numpy reached 217.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import zlib
 from typing import Any
 
 import h5py
@@ -21,7 +21,6 @@ Array = npt.NDArray[Any]
 
 MOST_CHUNKS = 1 << 22
 """Chunks from here on are left to HDF5: a place for each of them would take too much memory."""
-_DEFLATE, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
 _PIECE = 1 << 30  # bytes; a single call reads less than 2 GiB
 
 
@@ -78,12 +77,11 @@ class ContiguousRows(Rows):
 
 
 class ChunkedRows(Rows):
-    """Rows of a data set in chunks, whose places are looked up once."""
+    """Rows of a data set in chunks that lie in the file as they are, whose places are looked up once."""
 
-    def __init__(self, dataset: h5py.Dataset, descriptor: int, filters: tuple[int, ...]) -> None:
+    def __init__(self, dataset: h5py.Dataset, descriptor: int) -> None:
         super().__init__(dataset)
         self._descriptor = descriptor
-        self._filters = filters
         self._chunk = chunk = tuple(dataset.chunks)
         self._fill = dataset.fillvalue
         grid = [-(-size // step) for size, step in zip(self.shape, chunk, strict=True)]
@@ -99,25 +97,14 @@ class ChunkedRows(Rows):
         self._whole_rows = chunk[1:] == self.shape[1:]
         strides = [math.prod(grid[axis + 1 :]) for axis in range(len(grid))]
         self._offsets = np.full(math.prod(grid), -1, np.int64)
-        self._sizes = np.zeros(len(self._offsets), np.int64)
-        self._masks = np.zeros(len(self._offsets), np.uint32)
 
         def note(chunk_: Any) -> None:
             number = sum(o // c * s for o, c, s in zip(chunk_.chunk_offset, chunk, strides, strict=True))
             self._offsets[number] = chunk_.byte_offset
-            self._sizes[number] = chunk_.size
-            self._masks[number] = chunk_.filter_mask
 
         dataset.id.chunk_iter(note)
 
     def read(self, start: int, out: Array) -> None:
-        try:
-            self._read(start, out)
-        except (zlib.error, ValueError):
-            # HDF5 knows cases that this does not; if the chunk is damaged, HDF5 says so.
-            super().read(start, out)
-
-    def _read(self, start: int, out: Array) -> None:
         stop, height = start + len(out), self._chunk[0]
         for row in range(start // height * height, stop, height):
             first, last = max(row, start), min(row + height, stop)
@@ -132,26 +119,13 @@ class ChunkedRows(Rows):
         if offset < 0:
             target[...] = self._fill
             return
-        if self._whole_rows and not self._filters:
+        if self._whole_rows:
             read_fully(self._descriptor, target, offset + first * self.row_bytes)
             return
-        starts = [first] + [0] * (target.ndim - 1)
-        raw = np.empty(int(self._sizes[number]), np.uint8)
-        read_fully(self._descriptor, raw, offset)
-        block = self._decoded(raw, int(self._masks[number])).view(self.dtype).reshape(self._chunk)
-        target[...] = block[tuple(slice(at, at + n) for at, n in zip(starts, target.shape, strict=True))]
-
-    def _decoded(self, raw: Array, mask: int) -> Array:
-        """Undo the filters but those that the chunk was written without, which the mask names."""
-        size = math.prod(self._chunk) * self.dtype.itemsize
-        for place, code in reversed(list(enumerate(self._filters))):
-            if mask >> place & 1:
-                continue
-            if code == _DEFLATE:
-                raw = np.frombuffer(zlib.decompress(raw.data, bufsize=size), np.uint8)
-            elif self.dtype.itemsize > 1:
-                raw = np.ascontiguousarray(raw.reshape(self.dtype.itemsize, -1).T).reshape(-1)
-        return raw
+        block = np.empty(self._chunk, self.dtype)
+        read_fully(self._descriptor, block, offset)
+        part = block[first : first + len(target)]
+        target[...] = part[tuple(slice(0, size) for size in target.shape)]
 
 
 def open_rows(dataset: h5py.Dataset, descriptor: int) -> Rows:
@@ -164,9 +138,8 @@ def open_rows(dataset: h5py.Dataset, descriptor: int) -> Rows:
         offset = dataset.id.get_offset()
         if offset is not None:
             return ContiguousRows(dataset, descriptor, offset)
-        filters = _filters(dataset)
-        if filters is not None:
-            return ChunkedRows(dataset, descriptor, filters)
+        if _has_plain_chunks(dataset):
+            return ChunkedRows(dataset, descriptor)
     return Rows(dataset)
 
 
@@ -195,13 +168,9 @@ def _is_plain(dataset: h5py.Dataset) -> bool:
     )
 
 
-def _filters(dataset: h5py.Dataset) -> tuple[int, ...] | None:
-    """Codes of the filters in the order of writing; None where the chunks are not to be read without HDF5."""
+def _has_plain_chunks(dataset: h5py.Dataset) -> bool:
     # Older versions of HDF5 cannot tell all places at once.
     if dataset.chunks is None or not hasattr(dataset.id, "chunk_iter"):
-        return None
-    if math.prod(-(-size // step) for size, step in zip(dataset.shape, dataset.chunks, strict=True)) > MOST_CHUNKS:
-        return None
-    create = dataset.id.get_create_plist()
-    codes = tuple(create.get_filter(i)[0] for i in range(create.get_nfilters()))
-    return codes if set(codes) <= {_DEFLATE, _SHUFFLE} else None
+        return False
+    number = math.prod(-(-size // step) for size, step in zip(dataset.shape, dataset.chunks, strict=True))
+    return number <= MOST_CHUNKS and dataset.id.get_create_plist().get_nfilters() == 0

@@ -76,8 +76,8 @@ class FileSource(Source):
         if window < 1:
             needed = -(-largest / WINDOW_SHARE // 1e6)
             raise UsageError(
-                f"--data-memory-mb {self._memory / 1e6:g}: too little for --dataset {self._value}, which is read in "
-                f"pieces of {largest / 1e6:.3g} MB (chunks of the file, or 1 MiB); must be at least {needed:.0f}"
+                f"--data-memory-mb {self._memory / 1e6:g}: too little for --dataset {self._value}, whose pieces take "
+                f"{largest / 1e6:.3g} MB each (a chunk of the file, or 1 MiB of it); must be at least {needed:.0f}"
             )
         return BlockSampler(self._blocks.count, window, worker, workers, batch_size, seed, weights)
 

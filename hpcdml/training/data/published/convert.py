@@ -43,7 +43,7 @@ COARSE_CLASSES = 20
 
 
 def convert(name: str, folder: str, target: str, coarse: bool = False, overwrite: bool = False) -> str:
-    """Write the data set of a folder as one HDF5 file: bytes (N, channels, height, width) in x and x_test, y and y_test.
+    """Write the data set of a folder as one HDF5 file: bytes (N, channels, height, width) in x and x_test, with labels.
 
     Args:
         name: one of ``KNOWN``.
