@@ -46,7 +46,7 @@ def pictures(count: int) -> np.ndarray:
 
 
 def python2_pickle(items: Mapping[bytes, Any]) -> bytes:
-    """A dict in protocol 2 as Python 2 and numpy wrote CIFAR's batches: byte strings, and an array by its four calls."""
+    """A dict in protocol 2 as Python 2 and numpy wrote CIFAR's batches: byte strings, and an array by its calls."""
     out = bytearray(b"\x80\x02}q\x01(")
 
     def put(value: Any) -> None:
@@ -107,6 +107,13 @@ def check_cifar10(path: Path, made: Mapping[str, tuple[np.ndarray, list[int]]]) 
         np.testing.assert_array_equal(file["x_test"][()].reshape(-1, 3072), made["test_batch"][0])
         assert file["y_test"][()].tolist() == list(made["test_batch"][1])
         assert file["x"].dtype == file["y"].dtype == np.uint8 and file["x"].chunks is None
+
+
+def test_what_is_written_here_is_what_numpy_reads() -> None:
+    items = {b"data": pictures(3), b"labels": [1, 2, 300], b"batch_label": b"one"}
+    found = pickle.loads(python2_pickle(items), encoding="bytes")
+    np.testing.assert_array_equal(found.pop(b"data"), items.pop(b"data"))
+    assert found == items
 
 
 @pytest.mark.parametrize("below", ["", "cifar-10-batches-py"])
