@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -36,14 +37,17 @@ class Blocks:
     @property
     def rows(self) -> int:
         """Rows of all blocks together."""
-        return int(self.count.sum())
+        return int(self._ends[-1])
 
     def rows_at(self, indices: Indices) -> Indices:
         """Row numbers of samples that are counted through all blocks."""
-        ends = np.cumsum(self.count)
-        block = np.searchsorted(ends, indices, side="right")
-        result: Indices = indices - (ends[block] - self.count[block]) + self.first[block]
+        block = np.searchsorted(self._ends, indices, side="right")
+        result: Indices = indices - (self._ends[block] - self.count[block]) + self.first[block]
         return result
+
+    @cached_property
+    def _ends(self) -> Indices:
+        return np.cumsum(self.count)
 
     def split(self, fraction: float) -> tuple[Blocks, Blocks]:
         """Training and test blocks, by a fixed seed; one block may be divided, so that the number of rows is exact.
