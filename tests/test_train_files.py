@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -63,3 +64,21 @@ def test_too_little_memory_is_one_line(hpcdml_job: Job, tmp_path: Path) -> None:
         "hpcdml: --data-memory-mb 1: too little for --dataset a.h5, whose pieces take 1.06 MB each "
         "(a chunk of the file, or 1 MiB of it); must be at least 3"
     ]
+
+
+def test_a_run_by_blocks_that_was_broken_is_the_unbroken_one(hpcdml_job: Job, tmp_path: Path) -> None:
+    files(tmp_path)
+    common = "--dataset a.h5,b.h5 --data-memory-mb 4 --policy bsp --batch-size 50 --lr 0.05 --eval-seconds 100".split()
+
+    def done(*arguments: str) -> None:
+        result = hpcdml_job(3, *arguments, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+
+    # 5,000 samples a worker and pass: broken in the midst of a window of the first pass, ended in the second.
+    done("train", *common, "--max-samples", "12000", "--output", "whole")
+    done("train", *common, "--max-samples", "6300", "--output", "broken", "--checkpoint-rounds", "1000")
+    done("resume", "broken", "--max-samples", "12000")
+    with h5py.File(tmp_path / "whole/run.h5") as whole, h5py.File(tmp_path / "broken/run.h5") as broken:
+        assert set(whole["parameters"]) == set(broken["parameters"])
+        for name, values in whole["parameters"].items():
+            np.testing.assert_array_equal(values[()], broken["parameters"][name][()], err_msg=name)
