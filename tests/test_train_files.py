@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -68,7 +69,8 @@ def test_too_little_memory_is_one_line(hpcdml_job: Job, tmp_path: Path) -> None:
 
 def test_a_run_by_blocks_that_was_broken_is_the_unbroken_one(hpcdml_job: Job, tmp_path: Path) -> None:
     files(tmp_path)
-    common = "--dataset a.h5,b.h5 --data-memory-mb 4 --policy bsp --batch-size 50 --lr 0.05 --eval-seconds 100".split()
+    options = "--dataset a.h5,b.h5 --data-memory-mb 4 --policy bsp --batch-size 50 --lr 0.05 --eval-seconds 100"
+    common = shlex.split(options)
 
     def done(*arguments: str) -> None:
         result = hpcdml_job(3, *arguments, cwd=tmp_path)
