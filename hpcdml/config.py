@@ -37,12 +37,16 @@ class DataOptions:
 
     dataset: str = option(
         "digits",
-        "digits, iris, wine, breast_cancer, diabetes, linnerud or characters; an HDF5 file with x and y "
-        "(x_test and y_test optional); or package.module:function that returns (train, test) datasets",
+        "digits, iris, wine, breast_cancer, diabetes, linnerud or characters; HDF5 files with x and y (x_test and "
+        "y_test optional): one, several as A.h5,B.h5, a pattern in quotes, or a folder; or package.module:function "
+        "that returns (train, test) datasets",
     )
     batch_size: int = option(32, "samples of one minibatch of one worker")
     accumulate: int = option(1, "minibatches whose gradients are summed into one local step")
     test_fraction: float = option(0.2, "share held out for evaluation where the data set names no test part")
+    data_memory_mb: float = option(
+        256.0, "MB of data that each rank holds in memory; larger files are read by blocks, with buffers of that size"
+    )
     shard_weights: list[float] = option([], "relative size of each worker's shard, as in [3,1]; empty: equal shards")
 
 
@@ -223,7 +227,8 @@ def check(config: TrainConfig) -> None:
         need(name, values[name] is None or values[name] >= 1, "at least 1")
     least, most = values["local_steps"] or 1, values["max_local_steps"]
     need("max_local_steps", most is None or most >= least, f"at least --local-steps, {least}")
-    for name in ("lr", "clip_norm", "epochs", "max_seconds", "checkpoint_seconds", "outer_lr", "step_seconds"):
+    positive = ("lr", "clip_norm", "epochs", "max_seconds", "checkpoint_seconds", "outer_lr", "step_seconds")
+    for name in (*positive, "data_memory_mb"):
         value = values[name]
         need(name, value is None or (math.isfinite(value) and value > 0), "a finite number above 0")
     for name in ("staleness", "poll_us", "seed"):

@@ -15,7 +15,7 @@ from hpcdml.config import TrainConfig, option
 from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.mpi.world import join_world
 from hpcdml.parameters import FlatModel, WireVector
-from hpcdml.training.data import ShardSampler, default_loss, load_data
+from hpcdml.training.data import default_loss, load_data
 from hpcdml.training.hooks import WATCHED_STEPS
 from hpcdml.training.models import build_model
 from hpcdml.training.optimizers import make_optimizer
@@ -69,7 +69,7 @@ def _measure(options: PollsOptions, name: str, waiting: bool) -> tuple[list[floa
     data = load_data(config.data, 0, 1)
     flat = FlatModel(build_model(name, {}, data.spec, 0), config.run.chunk_kib * 1024)
     criterion, optimizer = default_loss("auto", data.spec), make_optimizer(config.optimizer, flat.model)
-    sampler = ShardSampler(len(data.train), 0, 1, options.batch_size, 0)
+    feed = data.train.feed(data.train.sampler(0, 1, options.batch_size, 0))
     channel = WorkerChannel(world.comm, world.run_id, WireVector(flat.layout), WireVector(flat.layout))
     if waiting:
         channel.expect()
@@ -78,7 +78,7 @@ def _measure(options: PollsOptions, name: str, waiting: bool) -> tuple[list[floa
         begin = time.perf_counter()
         for _ in range(steps):
             with nullcontext() if poller is None else poller.computing():
-                inputs, targets = data.train.batch(sampler.next())
+                inputs, targets = feed()
                 criterion(flat.model(inputs), targets).backward()
                 optimizer.step()
                 optimizer.zero_grad()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hpcdml.config import TrainConfig
-from hpcdml.training.data import ShardSampler, default_loss, load_data
+from hpcdml.training.data import default_loss, load_data
 from hpcdml.training.evaluation import evaluate
 from hpcdml.training.models import build_model
 from hpcdml.training.optimizers import make_optimizer, make_scheduler
@@ -41,7 +41,7 @@ def train_sequentially(config: TrainConfig, samples: int) -> Sequential:
     data = load_data(config.data, 0, 1)
     model = build_model(config.model.model, config.model.model_args, data.spec, config.run.seed)
     criterion = default_loss(config.model.loss, data.spec)
-    sampler = ShardSampler(len(data.train), 0, 1, config.data.batch_size, config.run.seed)
+    feed = data.train.feed(data.train.sampler(0, 1, config.data.batch_size, config.run.seed))
     optimizer = make_optimizer(config.optimizer, model)
     scheduler = make_scheduler(config.optimizer, optimizer)
     torch.manual_seed(config.run.seed)
@@ -50,7 +50,7 @@ def train_sequentially(config: TrainConfig, samples: int) -> Sequential:
     start = time.perf_counter()
     while seen < samples:
         for _ in range(config.data.accumulate):
-            inputs, targets = data.train.batch(sampler.next())
+            inputs, targets = feed()
             (criterion(model(inputs), targets) / config.data.accumulate).backward()
             seen += len(inputs)
         if config.optimizer.clip_norm is not None:

@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, tuple[str, str, str]] = {
     "accuracy": ("every policy beside sequential training, for equal samples", "accuracy", "AccuracyOptions"),
     "checkpoint": ("how fast a checkpoint is written, beside dd on the same disk", "checkpoint", "CheckpointOptions"),
     "convergence": ("time to an accuracy, beside PyTorch's ways", "convergence", "ConvergenceOptions"),
+    "data": ("training from a file that is larger than the memory for it", "data", "DataOptions"),
     "link": ("how full a round keeps the server's link", "link", "LinkOptions"),
     "memory": ("rank 0's memory with few workers and with many", "memory", "MemoryOptions"),
     "overlap": ("how much of the communication-free speed is left", "overlap", "OverlapOptions"),

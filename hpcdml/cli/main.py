@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("repeat a recorded run bit for bit: mpirun -n 3 hpcdml replay RUN", "hpcdml.cli.replay"),
     "report": ("what a run reached, as a table or as JSON", "hpcdml.cli.report"),
     "inspect": ("what is in a run or checkpoint, whether it is whole, how two differ", "hpcdml.cli.inspect"),
+    "data": ("published data sets as HDF5 files: hpcdml data import --help", "hpcdml.cli.data"),
     "export": ("a checkpoint's parameters as .safetensors or .pt, and back", "hpcdml.cli.export"),
     "bench": ("measure: hpcdml bench --help lists the benchmarks", "hpcdml.cli.bench"),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -66,15 +65,11 @@ class LocalStep:
             self.scheduler.step()
 
 
-def batches(
-    source: Callable[[np.ndarray], tuple[torch.Tensor, torch.Tensor]],
-    indices: Callable[[], np.ndarray],
-    device: torch.device,
-) -> Batches:
-    """Return a function that gets the minibatch of the next indices onto the device."""
+def batches(feed: Callable[[], tuple[torch.Tensor, torch.Tensor]], device: torch.device) -> Batches:
+    """Return a function that gets the next minibatch onto the device."""
 
     def following() -> tuple[torch.Tensor, torch.Tensor]:
-        inputs, targets = source(indices())
+        inputs, targets = feed()
         return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
 
     return following

@@ -17,7 +17,7 @@ from hpcdml.errors import HpcdmlError, UsageError
 from hpcdml.mpi import once
 from hpcdml.mpi.world import World, broadcast, differs, gather, same_everywhere
 from hpcdml.parameters import FlatModel
-from hpcdml.training.data import DataSpec, ShardSampler, TaskData, accuracy_counts, default_loss, load_data
+from hpcdml.training.data import DataSpec, Opened, Sampler, TaskData, accuracy_counts, default_loss, open_data
 from hpcdml.training.data.losses import Loss, cross_entropy
 from hpcdml.training.devices import pick_device, set_threads
 from hpcdml.training.models import build_model
@@ -55,7 +55,7 @@ class Setup:
     data: TaskData
     criterion: Loss
     flat: FlatModel
-    sampler: ShardSampler
+    sampler: Sampler
     epoch_samples: int
 
 
@@ -86,7 +86,10 @@ def set_up(config: TrainConfig, world: World) -> Setup:
         AgreedFailure: on every rank, if something is wrong on any.
     """
     together(lambda: _compare_options(config, world))
-    device, data = together(lambda: _device_and_data(config, world))
+    device, opened = together(lambda: _device_and_data(config, world))
+    # Large files are checked by all ranks together, each a part of the rows.
+    largest = max(gather(world, together(lambda: opened.check(world.rank, world.size))))
+    data = together(lambda: opened.data(largest))
     samples = _digest((data.spec, None if data.sharded else len(data.train)))
     together(lambda: same_everywhere(world, samples, f"--dataset {data.name}: the number or shape of its samples"))
     flat, criterion = together(lambda: _model_and_loss(config, data, device))
@@ -112,14 +115,14 @@ def _digest(value: object) -> bytes:
     return hashlib.sha256(repr(value).encode()).digest()
 
 
-def _device_and_data(config: TrainConfig, world: World) -> tuple[torch.device, TaskData]:
+def _device_and_data(config: TrainConfig, world: World) -> tuple[torch.device, Opened]:
     workers = len(world.workers)
     for worker, factor in config.run.slowdown.items():
         if int(worker) > workers:
             raise UsageError(f"--slowdown {worker}={factor:g}: must name a worker from 1 to {workers}")
     device = pick_device(config.run.device, world)
     set_threads(config.run.threads, world)
-    return device, load_data(config.data, None if world.is_server else world.rank - 1, workers)
+    return device, open_data(config.data, None if world.is_server else world.rank - 1, workers)
 
 
 def _model_and_loss(config: TrainConfig, data: TaskData, device: torch.device) -> tuple[FlatModel, Loss]:
@@ -134,17 +137,17 @@ def _model_and_loss(config: TrainConfig, data: TaskData, device: torch.device) -
         raise UsageError(f"--model {name}: {error}") from error
 
 
-def _sampler_and_trial(config: TrainConfig, world: World, data: TaskData, model: nn.Module) -> ShardSampler:
+def _sampler_and_trial(config: TrainConfig, world: World, data: TaskData, model: nn.Module) -> Sampler:
     """The sampler. Optimizer and scheduler are tried on every rank, so that the server tells of mistakes in them."""
     make_scheduler(config.optimizer, make_optimizer(config.optimizer, model))
     options = config.data
     if data.sharded and not world.is_server:
-        return ShardSampler(len(data.train), 0, 1, options.batch_size, config.run.seed)
+        return data.train.sampler(0, 1, options.batch_size, config.run.seed)
     worker, workers = max(0, world.rank - 1), len(world.workers)
     if len(data.train) < workers:
         many = f"{len(data.train)} training samples cannot be shared by {workers} workers"
         raise UsageError(f"--dataset {data.name}: {many}; each needs at least one")
-    return ShardSampler(len(data.train), worker, workers, options.batch_size, config.run.seed, options.shard_weights)
+    return data.train.sampler(worker, workers, options.batch_size, config.run.seed, options.shard_weights)
 
 
 def _try_out(model: nn.Module, criterion: Loss, data: TaskData, name: str) -> None:

@@ -14,7 +14,7 @@ from hpcdml.mpi.world import World
 from hpcdml.protocol.policies import make_policy
 from hpcdml.protocol.worker import Worker
 from hpcdml.training.compiling import compile_step
-from hpcdml.training.data import ShardSampler
+from hpcdml.training.data import Sampler
 from hpcdml.training.local_step import LocalStep, batches
 from hpcdml.training.optimizers import make_optimizer, make_scheduler
 from hpcdml.training.precision import Precision
@@ -54,7 +54,7 @@ class WorkerJob:
             criterion=setup.criterion,
             optimizer=optimizer,
             scheduler=make_scheduler(config.optimizer, optimizer),
-            batches=batches(setup.data.train.batch, setup.sampler.next, flat.device),
+            batches=batches(setup.data.train.feed(setup.sampler), flat.device),
             precision=Precision(config.optimizer.amp, flat.device),
             accumulate=config.data.accumulate,
             clip_norm=config.optimizer.clip_norm,
@@ -96,7 +96,7 @@ class WorkerJob:
         self.loop.run(start)
         self.channel.close()
 
-    def _resume(self, part: dict[str, Any], sampler: ShardSampler) -> None:
+    def _resume(self, part: dict[str, Any], sampler: Sampler) -> None:
         tree = part["state"]
         if part["exact"]:
             self.state.restore_at_mark(tree)

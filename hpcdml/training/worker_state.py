@@ -15,7 +15,7 @@ from hpcdml.parameters import FlatModel
 from hpcdml.protocol.messages import Push
 from hpcdml.protocol.worker import Worker
 from hpcdml.storage.tree import TensorArray
-from hpcdml.training.data import ShardSampler
+from hpcdml.training.data import Sampler
 from hpcdml.training.local_step import LocalStep
 from hpcdml.training.staging import Staging
 from hpcdml.training.state import load_optimizer, to_array, to_arrays, to_tensor, to_tensors
@@ -35,7 +35,7 @@ class WorkerState:
         channel: WorkerChannel,
         staging: Staging,
         step: LocalStep,
-        sampler: ShardSampler,
+        sampler: Sampler,
     ) -> None:
         self.machine = machine
         self.flat = flat

@@ -22,7 +22,7 @@ from hpcdml.benchmarks.peers.place import Place
 from hpcdml.benchmarks.peers.sides import Side, make_side
 from hpcdml.storage.parameters_file import write_state
 from hpcdml.training.bounds import sample_bound
-from hpcdml.training.data import ShardSampler, default_loss, load_data
+from hpcdml.training.data import default_loss, load_data
 from hpcdml.training.models import build_model
 from hpcdml.training.optimizers import make_optimizer, make_scheduler
 from hpcdml.training.state import state_arrays
@@ -43,11 +43,11 @@ class Prepared:
         self.data = load_data(config.data, place.rank, place.size)
         self.model = build_model(config.model.model, config.model.model_args, self.data.spec, seed)
         self.criterion = default_loss(config.model.loss, self.data.spec)
-        length, size, batch = len(self.data.train), place.size, config.data.batch_size
+        train, size, batch = self.data.train, place.size, config.data.batch_size
         if self.data.sharded:
-            self.sampler = ShardSampler(length, 0, 1, batch, seed)
+            self.sampler = train.sampler(0, 1, batch, seed)
         else:
-            self.sampler = ShardSampler(length, place.rank, size, batch, seed, config.data.shard_weights)
+            self.sampler = train.sampler(place.rank, size, batch, seed, config.data.shard_weights)
         self.optimizer = make_optimizer(config.optimizer, self.model)
         self.scheduler = make_scheduler(config.optimizer, self.optimizer)
         slowdown = float(config.run.slowdown.get(str(place.rank + 1), 1.0))
@@ -116,13 +116,13 @@ def train(prepared: Prepared) -> dict[str, Any] | None:
 
 def _step(prepared: Prepared, side: Side, epoch: int | None, together: int) -> Callable[[int], None]:
     """Return what does step number ``steps``; ``epoch`` is the unit of the scheduler in samples, None: a step."""
-    config, data, sampler = prepared.config, prepared.data, prepared.sampler
+    config, feed = prepared.config, prepared.data.train.feed(prepared.sampler)
     accumulate, clip_norm = config.data.accumulate, config.optimizer.clip_norm
     parameters = list(prepared.model.parameters())
     scheduler, criterion, pace = prepared.scheduler, prepared.criterion, prepared.pace
 
     def minibatch(module: nn.Module) -> None:
-        inputs, targets = data.train.batch(sampler.next())
+        inputs, targets = feed()
         (criterion(module(inputs), targets) / accumulate).backward()
 
     def step(steps: int) -> None:

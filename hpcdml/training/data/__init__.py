@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import os
-
 from hpcdml.config import DataOptions
 from hpcdml.errors import UsageError
 from hpcdml.training.data.bundled import NAMES, load_bundled
-from hpcdml.training.data.files import load_file
+from hpcdml.training.data.files import OpenedFiles
 from hpcdml.training.data.losses import accuracy_counts, default_loss
-from hpcdml.training.data.sampler import ShardSampler
+from hpcdml.training.data.paths import names_files
+from hpcdml.training.data.sampler import Sampler, ShardSampler
 from hpcdml.training.data.source import DatasetSource, Source, TensorSource
 from hpcdml.training.data.spec import DataSpec
-from hpcdml.training.data.task import TaskData
+from hpcdml.training.data.task import Opened, Ready, TaskData
 from hpcdml.training.data.user import load_user
 from hpcdml.training.factories import is_factory
 
 __all__ = [
     "DataSpec",
     "DatasetSource",
+    "Opened",
+    "Sampler",
     "ShardSampler",
     "Source",
     "TaskData",
@@ -26,29 +27,34 @@ __all__ = [
     "accuracy_counts",
     "default_loss",
     "load_data",
+    "open_data",
 ]
-
-FILE_ENDINGS = (".h5", ".hdf5", ".hdf", ".he5")
 
 
 def load_data(options: DataOptions, worker: int | None, workers: int) -> TaskData:
-    """Load what ``--dataset`` names: a bundled set, an HDF5 file, or ``package.module:function``.
+    """Open, check and return the data; arguments and errors as ``open_data`` and ``Opened.check``."""
+    opened = open_data(options, worker, workers)
+    return opened.data(opened.check(0, 1))
+
+
+def open_data(options: DataOptions, worker: int | None, workers: int) -> Opened:
+    """Open what ``--dataset`` names: a bundled set, HDF5 files, or ``package.module:function``.
 
     Args:
         worker: this worker, counted from 0; None on the server.
         workers: number of workers.
 
     Raises:
-        UsageError: no such data set, or a defect of its contents.
+        UsageError: no such data set, or a defect of its shapes or types; of its values, where it is in memory.
     """
     value = options.dataset
     if value in NAMES:
-        return load_bundled(value, options.test_fraction)
-    if os.path.exists(value) or value.endswith(FILE_ENDINGS) or os.sep in value:
-        return load_file(value, options.test_fraction)
+        return Ready(load_bundled(value, options.test_fraction))
+    if names_files(value):
+        return OpenedFiles(options)
     if is_factory(value):
-        return load_user(value, options.test_fraction, worker, workers)
+        return Ready(load_user(value, options.test_fraction, worker, workers))
     raise UsageError(
-        f"--dataset {value}: must be one of {', '.join(NAMES)}; or an HDF5 file with x and y; "
+        f"--dataset {value}: must be one of {', '.join(NAMES)}; or an HDF5 file with x and y, or several; "
         "or package.module:function that returns (train, test)"
     )

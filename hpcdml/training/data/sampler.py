@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,32 @@ import numpy.typing as npt
 from hpcdml.errors import UsageError
 
 Indices = npt.NDArray[np.int64]
+
+
+class Sampler(Protocol):
+    """An endless stream of full minibatches of one worker's samples, whose place is two numbers."""
+
+    @property
+    def size(self) -> int:
+        """Samples of this worker in one pass."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of every minibatch."""
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """The pass, counted from 0, and how many of its samples this worker has drawn."""
+
+    def next(self) -> Indices:
+        """Indices of the next minibatch, int64 of shape (batch_size,), not to be changed."""
+
+    def restore(self, state: tuple[int, int]) -> None:
+        """Go on where a sampler of equal arguments stood.
+
+        Raises:
+            UsageError: the position does not exist here.
+        """
 
 
 class ShardSampler:
@@ -41,12 +68,7 @@ class ShardSampler:
             UsageError: fewer samples than workers, or weights that are not one positive number for each worker.
             ValueError: ``worker`` is not one of ``workers``, or ``batch_size`` or ``seed`` is out of range.
         """
-        if not 0 <= worker < workers:
-            raise ValueError(f"worker must be from 0 to {workers - 1}, got {worker}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {seed}")
+        check_arguments(worker, workers, batch_size, seed)
         sizes = shard_sizes(length, workers, weights)
         self._length = length
         self._seed = seed
@@ -90,12 +112,7 @@ class ShardSampler:
         Raises:
             UsageError: the position does not exist here, so data, workers or weights are not those of the state.
         """
-        number, position = int(state[0]), int(state[1])
-        if number < 0 or not 0 <= position <= self._size:
-            raise UsageError(
-                f"--dataset: the saved position, sample {position} of pass {number}, is not in a shard of {self._size} "
-                "samples; resume with the data, the workers and the shard weights of the saved run"
-            )
+        number, position = check_state(state, self._size)
         self._open(number)
         self._position = position
 
@@ -105,6 +122,35 @@ class ShardSampler:
         self._shard: Indices = order[self._start : self._start + self._size].astype(np.int64)
         self._pass = number
         self._position = 0
+
+
+def check_arguments(worker: int, workers: int, batch_size: int, seed: int) -> None:
+    """Check what every sampler is made of.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+    if not 0 <= worker < workers:
+        raise ValueError(f"worker must be from 0 to {workers - 1}, got {worker}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
+
+
+def check_state(state: tuple[int, int], size: int) -> tuple[int, int]:
+    """Pass and position of a saved state, for a worker with ``size`` samples in a pass.
+
+    Raises:
+        UsageError: the position does not exist, so data, workers or weights are not those of the state.
+    """
+    number, position = int(state[0]), int(state[1])
+    if number < 0 or not 0 <= position <= size:
+        raise UsageError(
+            f"--dataset: the saved position, sample {position} of pass {number}, is not in a shard of {size} "
+            "samples; resume with the data, the workers and the shard weights of the saved run"
+        )
+    return number, position
 
 
 def shard_sizes(length: int, workers: int, weights: Sequence[float] = ()) -> list[int]:

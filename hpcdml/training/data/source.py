@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,12 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, Subset, TensorDataset, default_collate
 
 from hpcdml.errors import UsageError
+from hpcdml.training.data.sampler import Sampler, ShardSampler
 from hpcdml.training.factories import one_line
 
 Indices = npt.NDArray[np.int64]
+Feed = Callable[[], tuple[Tensor, Tensor]]
+"""Returns the inputs and targets of the next minibatch, new CPU tensors of the caller's."""
 
 
 class Source(ABC):
@@ -31,6 +35,17 @@ class Source(ABC):
         Args:
             indices: int64, of shape (B,), each from 0 to ``len(self) - 1``.
         """
+
+    def sampler(self, worker: int, workers: int, batch_size: int, seed: int, weights: Sequence[float] = ()) -> Sampler:
+        """The order in which one of several workers draws these samples; arguments and errors as ``ShardSampler``."""
+        return ShardSampler(len(self), worker, workers, batch_size, seed, weights)
+
+    def feed(self, sampler: Sampler) -> Feed:
+        """A function that draws minibatches in the order of the sampler, which this source has made.
+
+        It goes on from wherever the sampler stands, also after its ``restore``.
+        """
+        return lambda: self.batch(sampler.next())
 
 
 class TensorSource(Source):

@@ -27,16 +27,25 @@ def split_indices(length: int, fraction: float, labels: npt.NDArray[Any] | None 
     Raises:
         UsageError: fewer than two samples.
     """
-    if length < 2:
-        raise UsageError(
-            f"--test-fraction {fraction:g}: {length} sample cannot be split into a training and a test part"
-        )
-    wanted = min(max(round(length * fraction), 1), length - 1)
+    wanted = test_size(length, fraction)
     order = np.random.default_rng(SPLIT_SEED).permutation(length)
     test = order[:wanted] if labels is None else _stratified(order, labels[order], wanted)
     held_out = np.zeros(length, dtype=bool)
     held_out[test] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def test_size(length: int, fraction: float) -> int:
+    """Number of test samples: the share ``fraction``, but at least one sample is left on either side.
+
+    Raises:
+        UsageError: fewer than two samples.
+    """
+    if length < 2:
+        raise UsageError(
+            f"--test-fraction {fraction:g}: {length} sample cannot be split into a training and a test part"
+        )
+    return min(max(round(length * fraction), 1), length - 1)
 
 
 def _stratified(order: Indices, labels: npt.NDArray[Any], wanted: int) -> Indices:
