@@ -46,7 +46,8 @@ def page(runs: Sequence[RunView]) -> str:
     title = " and ".join(r.name for r in runs) if len(runs) < 4 else f"{len(runs)} runs"
     links = "".join(f'<li><a href="#{name}">{words}</a></li>' for name, words in _SECTIONS)
     sections = "".join(
-        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{words}</h2>{contents[name]}</section>'
+        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{words}</h2>'
+        f"{contents[name]}</section>"
         for name, words in _SECTIONS
     )
     return (

@@ -9,7 +9,8 @@ STYLE = """
   --back: #ffffff; --card: #f5f6f8; --ink: #1c2127; --soft: #565f6b; --line: #d5d9df; --focus: #0b57d0;
   --compute: #2f78b7; --data: #b9770e; --idle: #c9433f; --serve: #7a5aa6; --evaluate: #2a8a57;
   --v0: #2a8a57; --v1: #a4568f; --v2: #8a7a12;
-  --r0: #2f78b7; --r1: #c9433f; --r2: #2a8a57; --r3: #8f5bb5; --r4: #a66a00; --r5: #0e8585; --r6: #b8417e; --r7: #6c7016;
+  --r0: #2f78b7; --r1: #c9433f; --r2: #2a8a57; --r3: #8f5bb5; --r4: #a66a00; --r5: #0e8585; --r6: #b8417e;
+  --r7: #6c7016;
 }
 @media (prefers-color-scheme: dark) {
   :root {

@@ -151,8 +151,8 @@ def _detail(name: str, lines: Sequence[WorkerLine], server: Server, low: float, 
     body += _rounds(x, versions, begin, end, place, 9, 2) if few else []
     place += 20
     done = (server.evaluations[1] >= low) & (server.evaluations[0] <= high)
-    bars = (np.clip(x(side[done]), LEFT, WIDTH - RIGHT) for side in server.evaluations)
-    body.append(_area(bars_path(*bars, place, 4), "--evaluate"))
+    first, last = (np.clip(x(side[done]), LEFT, WIDTH - RIGHT) for side in server.evaluations)
+    body.append(_area(bars_path(first, last, place, 4), "--evaluate"))
     place += 4 + 8
     top = 16.0
     for line in lines:
