@@ -20,7 +20,10 @@ from hpcdml.errors import HpcdmlError, UsageError
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train a model over MPI: mpirun -n 3 hpcdml train --help", "hpcdml.cli.train"),
     "resume": ("go on with a run from its newest checkpoint: mpirun -n 3 hpcdml resume RUN", "hpcdml.cli.resume"),
-    "report": ("what a run reached, as a table or as JSON", "hpcdml.cli.report"),
+    "report": ("what runs reached and what bounds them: table, page, JSON, CSV, TensorBoard", "hpcdml.cli.report"),
+    "watch": ("follow a run from another terminal while it trains", "hpcdml.cli.watch"),
+    "plot": ("curves and time line of runs as a figure: PDF, PNG, SVG", "hpcdml.cli.plot"),
+    "trace": ("what every rank did when, for Perfetto and Chrome's tracing", "hpcdml.cli.trace"),
     "inspect": ("what is in a run or checkpoint, whether it is whole, how two differ", "hpcdml.cli.inspect"),
     "export": ("a checkpoint's parameters as .safetensors or .pt, and back", "hpcdml.cli.export"),
     "bench": ("measure: hpcdml bench --help lists the benchmarks", "hpcdml.cli.bench"),
