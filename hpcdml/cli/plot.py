@@ -17,7 +17,7 @@ def parse(argv: Sequence[str]) -> Namespace:
         "plot",
         "RUN [RUN ...] OUT.pdf [--axis seconds|samples]",
         "Draw accuracy, training loss, samples a second and a piece of the time line into one file.",
-        "OUT ends in .pdf, .png or .svg. Needs matplotlib: pip install 'hpcdml[plot]'. The time line is that of the first.",
+        "OUT ends in .pdf, .png or .svg. It needs pip install 'hpcdml[plot]'. The time line is the first run's.",
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="output folders of runs, then the file to write")
     parser.add_argument(

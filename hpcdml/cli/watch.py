@@ -17,7 +17,7 @@ def parse(argv: Sequence[str]) -> Namespace:
         "watch",
         "RUN [--once] [--every SECONDS]",
         "Follow a run while it trains, by its run.h5: loss, accuracy, samples a second, and a line for each worker.",
-        "It waits for a run that has not begun, and ends with the run; Ctrl-C ends it before and leaves the run alone.\n"
+        "It waits for a run that has not begun, and ends with it; Ctrl-C ends the watching only.\n"
         "Where the output is no terminal it shows the run once.",
     )
     parser.add_argument("run", nargs="?", metavar="RUN", help="output folder of the run, or its run.h5")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -32,9 +33,8 @@ def write_trace(view: RunView, path: str, begin: float = -np.inf, end: float = n
     # All tables are read before the file is begun: a damaged run leaves no half of a trace.
     every = events(view, begin, end)
     first = next(every)
-    with replacing("trace", path) as place:
-        with gzip.open(place, "wb") if path.endswith(".gz") else place.open("wb") as file:
-            return _write(file, first, every, view)
+    with replacing("trace", path) as place, _open(place, path.endswith(".gz")) as file:
+        return _write(file, first, every, view)
 
 
 def events(view: RunView, begin: float = -np.inf, end: float = np.inf) -> Iterator[Event]:
@@ -66,6 +66,10 @@ def events(view: RunView, begin: float = -np.inf, end: float = np.inf) -> Iterat
         yield from _steps(line, begin, end)
         yield from _updates(line, closed, begin, end)
     yield from _counters(view, begin, end)
+
+
+def _open(path: Path, packed: bool) -> BinaryIO | gzip.GzipFile:
+    return gzip.open(path, "wb") if packed else path.open("wb")
 
 
 def _write(file: BinaryIO | gzip.GzipFile, first: Event, rest: Iterator[Event], view: RunView) -> int:
