@@ -133,7 +133,7 @@ def _blocked(m: Measurements) -> Advice | None:
             because = "lets the fast workers go on for longer while they wait for the slow one"
             return Advice(bound, why, f"--max-local-steps {2 * int(most)}", because)
         return _faster_rounds(m, bound, why)
-    each = f"{seconds_text(m.idle_per_round)} at each round, every {m.steps_per_push:,.0f} local steps"
+    each = f"{seconds_text(m.idle_per_round)} at each round, of {m.steps_per_push:,.0f} local steps"
     more = max(2 * round(m.steps_per_push), 2 * int(m.config.get("local_steps") or 1))
     return Advice(
         "exchange",

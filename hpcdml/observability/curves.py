@@ -35,7 +35,8 @@ def curves(lines: list[WorkerLine], points: int = POINTS) -> Curves:
     """The curves of a run; empty ones if there was no step."""
     begin, end = extent(lines)
     steps = max((len(line.rows) for line in lines), default=0)
-    count = min(points, steps) if end > begin else 0
+    # A few steps in each piece, so that the curves show the run and not where its steps happen to end.
+    count = min(points, max(steps // 4, min(steps, 20))) if end > begin else 0
     edges = np.linspace(begin, end, count + 1)
     sums = [line.cumulated(edges) for line in lines]
     samples = np.sum([s["samples"] for s in sums], axis=0) if sums else np.zeros(count + 1)

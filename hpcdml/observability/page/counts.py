@@ -21,8 +21,8 @@ def pushes_section(runs: Sequence[RunView]) -> str:
         parts.append(histogram(f"Staleness{end}", stale, "versions made between an update's base and it", "updates", i))
         parts.append(histogram(f"Local steps in an update{end}", steps, "local steps", "updates", i))
     return (
-        '<p class="soft">With overlap and rounds of all workers no version is made between, so that staleness is 0; '
-        "how many local steps lie in an update then tells how far the workers drift apart.</p>"
+        '<p class="soft">With overlap an update is formed when new parameters arrive and does not know them: a '
+        "staleness of 1 is then the rule. How many local steps lie in an update tells how far workers drift apart.</p>"
         f'<div class="grid">{"".join(parts)}</div>'
     )
 

@@ -69,7 +69,8 @@ def _heads(runs: Sequence[RunView]) -> str:
         what = f"{s['policy']}, {s['workers']} workers, {s['model']} on {s['dataset']}"
         where = f"started {s['created']}" + (f" on {s['host']}" if s["host"] else "")
         state = "finished" if s["finished"] else "not finished: it is going on, or was killed"
-        lines.append(f'<p class="soft">{escape(f"{r.name}: {what}; {where}; {state}")}</p>')
+        lines.append(f'<p class="soft">{escape(f"{r.name}: {what}; {where}; {state}")}')
+        lines.append(f'; bounded by <a href="#advice">{escape(r.advice.name)}</a></p>')
     return "".join(lines)
 
 
@@ -109,7 +110,7 @@ _FIGURES = (
     ("time", lambda r: _seconds(r.summary["wall_seconds"])),
     ("samples", lambda r: f"{r.summary['samples']:,}"),
     ("samples a second", lambda r: _number(r.summary["samples_per_second"], ",.0f")),
-    ("of those without communication", lambda r: percent(r.free_share)),
+    ("share of the communication-free limit", lambda r: percent(r.free_share)),
     ("workers blocked", lambda r: _span(r.summary["idle_fraction"])),
     ("workers waiting for data", lambda r: _span(r.summary["data_fraction"])),
     ("rounds", lambda r: f"{r.summary['rounds']:,}"),

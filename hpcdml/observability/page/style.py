@@ -29,13 +29,13 @@ h1 { font-size: 1.5rem; margin: .5rem 0 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; overflow-wrap: anywhere; }
 p { margin: .3rem 0 .8rem; max-width: 48rem; }
-.soft { color: var(--soft); font-size: .92rem; }
+p.soft { color: var(--soft); font-size: .92rem; }
 a { color: inherit; }
 a.skip { position: absolute; left: -100vw; }
 a.skip:focus { left: .5rem; background: var(--back); padding: .3rem .6rem; z-index: 1; }
 :focus-visible { outline: 3px solid var(--focus); outline-offset: 2px; }
 nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; list-style: none; padding: 0; margin: .6rem 0; }
-.grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); }
+.grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 25rem), 1fr)); }
 .card { background: var(--card); border-radius: .5rem; padding: .7rem .8rem; min-width: 0; }
 .verdict { border-left: .4rem solid var(--compute); margin: 0 0 1rem; }
 .verdict p { margin: .2rem 0; }
@@ -58,7 +58,7 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { text-align: left; padding: .18rem .9rem .18rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: anywhere; }
 thead th { color: var(--soft); font-weight: 600; }
-tbody th { font-weight: 400; min-width: 7rem; }
+tbody th { font-weight: 400; min-width: 9rem; overflow-wrap: break-word; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 tr.differs { background: color-mix(in srgb, var(--data) 22%, transparent); }
 details { margin: .4rem 0; }

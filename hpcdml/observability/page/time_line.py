@@ -156,24 +156,24 @@ def _detail(name: str, lines: Sequence[WorkerLine], server: Server, low: float, 
     place += 4 + 8
     top = 16.0
     for line in lines:
-        body.append(_lane_name(place, 22, f"worker {line.worker}"))
-        body += _steps(line, x, place, 16)
+        body.append(_lane_name(place, 24, f"worker {line.worker}"))
+        body += _steps(line, x, place, 18)
         flights = line.flights
         flying = (flights.left <= high) & ~(flights.back < low)
         back = np.where(np.isnan(flights.back[flying]), high, flights.back[flying])
         if few:
-            body += _rounds(x, flights.round[flying], flights.left[flying], back, place + 17, 5, 1)
-        place += 22 + 8
+            body += _rounds(x, flights.round[flying], flights.left[flying], back, place + 19, 9, 1)
+        place += 28 + 10
     if few and len(end):
         inside = (end >= low) & (end <= high)
-        marks = "".join(f"M{v:.1f} {top:g}V{place - 8:g}" for v in x(end[inside]))
+        marks = "".join(f"M{v:.1f} {top:g}V{place - 10:g}" for v in x(end[inside]))
         body.append(f'<path class="rule" stroke-dasharray="2 3" d="{marks}"/>')
         body += _version_names(x, versions[inside], end[inside])
     told = (
         f"{name}, from {low:.4g} to {high:.4g} seconds: the local steps of {len(lines)} workers and the "
         f"{len(versions)} rounds of that time"
     )
-    return scrolling(drawing(WIDTH, place + 20, told, [*body, *_clock(x, place - 4)]), f"time line of {name}")
+    return scrolling(drawing(WIDTH, place + 20, told, [*body, *_clock(x, place - 5)]), f"time line of {name}")
 
 
 def _steps(line: WorkerLine, x: Scale, place: float, height: float) -> list[str]:
@@ -247,7 +247,7 @@ def _spent(lines: Sequence[WorkerLine], begin: float, end: float) -> str:
     header = ("rank", "local steps", "updates", "computing", "waiting for data", "blocked")
     shown = "" if len(rows) == len(lines) else f" of the first {len(rows)}"
     return (
-        f"<details><summary>What the workers{shown} spent their time on, from {begin:.3g} to {end:.4g} s</summary>"
+        f"<details><summary>What the workers{shown} spent their time on, from {begin:.2f} to {end:.2f} s</summary>"
         + table(header, rows)
         + "</details>"
     )
