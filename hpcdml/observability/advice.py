@@ -71,7 +71,8 @@ def advise(m: Measurements) -> Advice:
 
 def _too_little(m: Measurements) -> Advice:
     why = f"{m.steps:,} local steps of the slowest worker and {m.rounds:,} rounds are too few to judge"
-    return Advice("unknown", why, "--epochs", "a longer run says more")
+    epochs = 4 * float(m.config.get("epochs") or 10)
+    return Advice("unknown", why, f"--epochs {epochs:g}", "a longer run says more")
 
 
 def _staleness(m: Measurements) -> Advice | None:

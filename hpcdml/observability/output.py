@@ -35,6 +35,9 @@ def replacing(option: str, path: str) -> Iterator[Path]:
     temporary = target.with_name(f".{os.getpid()}.{target.name}")
     with writing(f"{option} {path}"):
         try:
+            above = next((folder for folder in target.parents if folder.exists()), target.parent)
+            if not above.is_dir():
+                raise UsageError(f"{option} {path}: {above} is a file, not a folder")
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.is_dir():
                 raise UsageError(f"{option} {path}: is a folder; name a file")

@@ -17,9 +17,9 @@ _HEADER = ("worker", "samples/s", "step", "steps/push", "stale", "data", "idle")
 def screen(now: Now, columns: int = 80, rows: int = 24, unicode: bool = True) -> list[str]:
     """The lines, none longer than ``columns``, and no more than ``rows``."""
     config = now.config
-    what = f"{config.get('model')} on {config.get('dataset')}"
+    what = f": {config.get('policy')}, {len(now.workers)} workers, {config.get('model')} on {config.get('dataset')}"
     lines = [
-        f"{now.path}: {config.get('policy')}, {len(now.workers)} workers, {what}",
+        _end(now.path, max(columns - len(what), 12)) + what,
         _state(now),
         *_bar(now, columns),
         "samples".ljust(_LABEL) + f"{now.samples:,}, {now.rate:,.0f}/s now, {now.rate_overall:,.0f}/s in all",
@@ -102,6 +102,10 @@ def _cells(worker: WorkerNow) -> tuple[str, ...]:
         percent(worker.data),
         percent(worker.idle),
     )
+
+
+def _end(path: str, columns: int) -> str:
+    return path if len(path) <= columns else "..." + path[3 - columns :]
 
 
 def _cut(line: str, columns: int) -> str:
