@@ -168,5 +168,6 @@ def test_the_measurements_of_a_run(tmp_path: Path) -> None:
     assert m.idle == pytest.approx(0.2, rel=1e-3)
     assert m.step_seconds == pytest.approx((0.015, 0.025)) and m.idle_per_step == pytest.approx((0.01, 0.0))
     assert m.rates == pytest.approx((32 / 0.025, 32 / 0.025)) and m.round_every == pytest.approx(0.1)
-    assert m.server_cpu == pytest.approx(0.5, rel=1e-2) and m.steps_per_push == 4
+    # Half a core in 100 rounds of 10 ms; the workers were blocked for 2 s on average.
+    assert m.server_cpu == pytest.approx(0.25, rel=1e-2) and m.steps_per_push == 4
     assert m.best_accuracy == m.final_accuracy == 0.9 and m.final_loss == pytest.approx(0.1, abs=0.1)

@@ -33,7 +33,7 @@ RISEN_LOSS = 1.5
 SLOWER = 1.5
 """A worker whose steps last so many times as long as the other workers' is a straggler."""
 BUSY = 0.7
-"""Cores that rank 0 keeps busy while a round is under way, from which on they and not the link are the bound."""
+"""Cores that rank 0 keeps busy while a round is under way or waited for, from which on its link is not the bound."""
 FAR_AHEAD = 32
 """Local steps in an update from which on a faster round would be worth more than further steps."""
 LEAST_STEPS = 10
@@ -134,7 +134,7 @@ def _blocked(m: Measurements) -> Advice | None:
             because = "lets the fast workers go on for longer while they wait for the slow one"
             return Advice(bound, why, f"--max-local-steps {2 * int(most)}", because)
         return _faster_rounds(m, bound, why)
-    each = f"{seconds_text(m.idle_per_round)} at each round, of {m.steps_per_push:,.0f} local steps"
+    each = f"{seconds_text(m.idle_per_round)} at each round of {_steps(m.steps_per_push)}"
     more = max(2 * round(m.steps_per_push), 2 * int(m.config.get("local_steps") or 1))
     return Advice(
         "exchange",
@@ -179,9 +179,9 @@ def _what_rounds_wait_for(m: Measurements) -> tuple[Bound, str]:
         return "straggler", f"rounds wait for worker {m.workers[slowest]}, whose steps last {factor:.1f} times as long"
     round_ = f"a round takes {seconds_text(m.round_seconds)} for {bytes_text(m.round_bytes)}"
     if m.server_cpu is not None and m.server_cpu >= BUSY:
-        return "server", f"{round_}, in which rank 0 keeps {m.server_cpu:.2f} cores busy"
+        return "server", f"{round_}, and rank 0 keeps {m.server_cpu:.2f} cores busy meanwhile"
     rate = f" ({bytes_text(m.round_bytes / m.round_seconds)}/s)" if m.round_seconds > 0 else ""
-    known = "" if m.server_cpu is None else f", in which rank 0 keeps only {m.server_cpu:.2f} cores busy"
+    known = "" if m.server_cpu is None else f", and rank 0 keeps only {m.server_cpu:.2f} cores busy meanwhile"
     return "link", f"{round_}{rate}{known}"
 
 
@@ -213,6 +213,10 @@ def _shards(m: Measurements) -> tuple[str, str]:
     least = min((rate for rate in m.rates if rate > 0), default=1.0)
     weights = ",".join(f"{rate / least:.2g}" for rate in m.rates)
     return f"--shard-weights {weights}", "gives each worker data by its speed, so that all are seen as often"
+
+
+def _steps(number: float) -> str:
+    return f"{number:,.0f} local step{'' if round(number) == 1 else 's'}"
 
 
 def _slowest(m: Measurements) -> tuple[int, float]:

@@ -37,7 +37,8 @@ class Measurements:
         round_seconds: median time from the first header of a round to its last chunk; nan without rounds.
         round_every: median time from one round to the next; nan with fewer than two.
         round_bytes: median number of bytes received for a round.
-        server_cpu: cores that rank 0 kept busy while a round was under way; None: not known before the run's end.
+        server_cpu: cores that rank 0 kept busy while rounds were under way, or workers blocked if that was longer;
+            None: not known before the run's end.
         staleness: mean number of versions between an update's base and the update.
         best_accuracy, final_accuracy: on the held-out data; nan if there is none.
         least_loss, final_loss: least and last mean training loss of a twentieth of the run; inf if it was not finite.
@@ -103,7 +104,7 @@ def measure(run: RunReader, lines: list[WorkerLine] | None = None) -> Measuremen
         round_seconds=_median(rounds["seconds"]),
         round_every=_median(np.diff(rounds["time"])),
         round_bytes=_median(rounds["bytes"]) if len(rounds) else 0.0,
-        server_cpu=_server_cpu(run, rounds, evaluations),
+        server_cpu=_server_cpu(run, rounds, evaluations, spent["idle"] / max(len(lines), 1)),
         staleness=float(pushes["staleness"].mean()) if len(pushes) else 0.0,
         best_accuracy=float(accuracy.max()) if len(accuracy) else math.nan,
         final_accuracy=float(accuracy[-1]) if len(accuracy) else math.nan,
@@ -112,16 +113,17 @@ def measure(run: RunReader, lines: list[WorkerLine] | None = None) -> Measuremen
     )
 
 
-def _server_cpu(run: RunReader, rounds: np.ndarray, evaluations: np.ndarray) -> float | None:
+def _server_cpu(run: RunReader, rounds: np.ndarray, evaluations: np.ndarray, blocked: float) -> float | None:
     used = Resources.find(run.events())
     if used is None or not len(rounds):
         return None
     end = np.maximum.accumulate(rounds["time"])
     begin = np.maximum(rounds["time"] - rounds["seconds"], np.concatenate([[-np.inf], end[:-1]]))
-    under_way = float(np.maximum(end - begin, 0.0).sum())
+    # A round counts from its first header, and until it is aggregated; short ones cost rank 0 most before and after.
+    seconds = max(float(np.maximum(end - begin, 0.0).sum()), blocked)
     # Evaluations run in a thread of the same process. The last one comes after serving and is not in the figure.
     serving = used.cpu_seconds - float(evaluations["seconds"][:-1].sum())
-    return max(serving, 0.0) / under_way if under_way > 0 else None
+    return max(serving, 0.0) / seconds if seconds > 0 else None
 
 
 def _rate(line: WorkerLine) -> float:
