@@ -30,6 +30,7 @@ def write_run(
     loss: Sequence[float] = (2.0, 0.1),
     staleness: int = 1,
     finish: bool = True,
+    resumed: float | None = None,
     **config: Any,
 ) -> Path:
     """Write a run and return its folder.
@@ -45,6 +46,7 @@ def write_run(
         loss: training losses at points evenly over the run, joined by straight lines.
         staleness: of all updates.
         finish: whether the run came to its end.
+        resumed: when it went on from a checkpoint; None: it did not.
     """
     lengths = [c + i + data for c, i in zip(compute, idle, strict=True)]
     whole = steps * min(lengths)
@@ -62,6 +64,8 @@ def write_run(
             writer.append(name, together[np.argsort(together["time"], kind="stable")])
         writer.append("rounds", _rounds(closes, len(compute), every, round_seconds, round_bytes))
         _evaluate(writer, accuracy, whole)
+        if resumed is not None:
+            writer.event(resumed, 0, "resumed", "synthetic")
         if cpu is not None:
             used = Resources(cpu * round_seconds * len(closes) + 0.001 * max(len(accuracy) - 1, 0), 10**9)
             writer.event(whole, 0, EVENT, used.text())

@@ -171,3 +171,10 @@ def test_the_measurements_of_a_run(tmp_path: Path) -> None:
     # Half a core in 100 rounds of 10 ms; the workers were blocked for 2 s on average.
     assert m.server_cpu == pytest.approx(0.25, rel=1e-2) and m.steps_per_push == 4
     assert m.best_accuracy == m.final_accuracy == 0.9 and m.final_loss == pytest.approx(0.1, abs=0.1)
+
+
+def test_of_a_resumed_run_the_last_part_tells_of_the_server(tmp_path: Path) -> None:
+    """Half a core in all of a run of 2 s, which was resumed after 1 s, is a whole one in its last part."""
+    whole = measure(RunReader(write_run(tmp_path / "whole", cpu=0.5)))
+    part = measure(RunReader(write_run(tmp_path / "part", cpu=0.5, resumed=1.0, accuracy=(0.9,))))
+    assert whole.server_cpu == pytest.approx(0.5, rel=1e-2) and part.server_cpu == pytest.approx(1.0, rel=1e-2)

@@ -114,9 +114,15 @@ def measure(run: RunReader, lines: list[WorkerLine] | None = None) -> Measuremen
 
 
 def _server_cpu(run: RunReader, rounds: np.ndarray, evaluations: np.ndarray, blocked: float) -> float | None:
-    used = Resources.find(run.events())
+    events = run.events()
+    used = Resources.find(events)
+    # Of a run that was resumed the figure is about its last part.
+    since = max((seconds for seconds, _, kind, _ in events if kind == "resumed"), default=0.0)
+    last = rounds["time"][-1:].sum()
+    rounds, evaluations = rounds[rounds["time"] > since], evaluations[evaluations["time"] > since]
     if used is None or not len(rounds):
         return None
+    blocked *= 1.0 - since / float(last)
     end = np.maximum.accumulate(rounds["time"])
     begin = np.maximum(rounds["time"] - rounds["seconds"], np.concatenate([[-np.inf], end[:-1]]))
     # A round counts from its first header, and until it is aggregated; short ones cost rank 0 most before and after.
