@@ -1,4 +1,4 @@
-"""The picture of ``bench convergence``: accuracy against time. The only place for matplotlib."""
+"""The picture of ``bench convergence``: accuracy against time."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ import numpy as np
 
 from hpcdml.benchmarks.runs import time_to
 from hpcdml.errors import UsageError
+from hpcdml.observability.colours import COLOURS, GREY
 
 ENDINGS = (".svg", ".png")
-# Of medium lightness: readable on white and on a dark page.
-GREY = "#808080"
-COLOURS = ("#e0423f", "#2f8fd8", "#2aa15c", "#b06bd6", "#d98a12", "#14a3a3", "#d85b9e", "#8a8f2a", "#7d86e8", "#a8714a")
 LEAST_GAP = 0.052
 """Least distance between two labels, as a share of the picture's width."""
 

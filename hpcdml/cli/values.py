@@ -6,6 +6,7 @@ expect, where PyYAML's own YAML 1.1 has it the other way round.
 
 from __future__ import annotations
 
+import math
 import re
 import types
 from collections.abc import Callable, Hashable
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
+
+from hpcdml.errors import UsageError
 
 Convert = Callable[[Any], Any]
 
@@ -213,3 +216,18 @@ def _split(text: str) -> list[str]:
             parts.append(text[start:at])
             start = at + 1
     return [*parts, text[start:]] if text.strip() else []
+
+
+def seconds(option: str, word: str, least: float = 0.0) -> float:
+    """A number of seconds from a word of the command line.
+
+    Raises:
+        UsageError: it is none, or below ``least``.
+    """
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= least):
+        raise UsageError(f"{option} {word}: must be a number of seconds, {least:g} or more")
+    return value

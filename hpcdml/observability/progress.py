@@ -14,6 +14,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from hpcdml.observability.units import clock_text
+
 _BAR_SECONDS = 0.1
 
 
@@ -123,7 +125,7 @@ class Progress:
             facts.append(f"idle {idle:.0%}")
         with self._writing() as stream:
             if self._terminal:
-                self._draw(share, _clock_text(seconds), facts)
+                self._draw(share, clock_text(seconds), facts)
             else:
                 done = f" ({share:.0%})" if share is not None else ""
                 stream.write(", ".join([f"{seconds:.1f} s{done}", f"{samples:,} samples", *facts]) + "\n")
@@ -174,9 +176,3 @@ def _columns(stream: TextIO) -> int:
         return max(1, (os.get_terminal_size(stream.fileno()).columns or 80) - 1)
     except (OSError, ValueError, AttributeError):
         return 79
-
-
-def _clock_text(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"

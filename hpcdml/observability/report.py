@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hpcdml.observability.advice import Advice
+from hpcdml.observability.units import bytes_text, percent, seconds_text
+
 WIDTH = 80
 _LABEL = 12
 
@@ -22,6 +25,12 @@ def format_report(summary: Mapping[str, Any], most_workers: int = 40) -> str:
     return "\n".join([*lines, "", *table]) if table else "\n".join(lines)
 
 
+def format_advice(advice: Advice) -> str:
+    """What bounds the run and what would help, as the end of the report; without a newline at its end."""
+    option = f"{advice.option}: {advice.because}" if advice.option else advice.because
+    return "\n".join([_line("bound by", f"{advice.name}: {advice.why}"), _line("advice", option)])
+
+
 def format_json(summary: Mapping[str, Any]) -> str:
     """The figures as JSON, one key per line, without a newline at the end."""
     # allow_nan=False: a NaN would be no JSON, and most programs would refuse the whole text.
@@ -36,15 +45,15 @@ def _facts(s: Mapping[str, Any]) -> list[tuple[str, str]]:
     steps = s["local_steps_per_round"]
     rounds = _join(
         f"{s['rounds']:,}",
-        f"median {_seconds(s['round_seconds_median'])}" if s["round_seconds_median"] is not None else "",
+        f"median {seconds_text(s['round_seconds_median'])}" if s["round_seconds_median"] is not None else "",
         f"{steps:,.1f} local steps in each" if steps is not None else "",
     )
-    samples = f"{s['samples']:,} in {_seconds(s['wall_seconds'])}: {s['samples_per_second']:,.0f} per second"
+    samples = f"{s['samples']:,} in {seconds_text(s['wall_seconds'])}: {s['samples_per_second']:,.0f} per second"
     target = ""
     if s["target_accuracy"] is not None:
         reached = s["time_to_target_seconds"]
         target = f"accuracy {s['target_accuracy']:g} " + (
-            "not reached" if reached is None else f"reached after {_seconds(reached)}"
+            "not reached" if reached is None else f"reached after {seconds_text(reached)}"
         )
     return [
         ("run", s["path"]),
@@ -53,7 +62,7 @@ def _facts(s: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("status", _status(s)),
         ("samples", samples if s["samples"] else "none yet"),
         ("rounds", rounds),
-        ("pushes", _join(f"{s['pushes']:,}", f"{_bytes(s['bytes_received'])} received", stale)),
+        ("pushes", _join(f"{s['pushes']:,}", f"{bytes_text(s['bytes_received'])} received", stale)),
         ("held-out", _held_out(s)),
         ("target", target),
         ("training", f"loss {s['training_loss']:.4g}" if s["training_loss"] is not None else ""),
@@ -85,9 +94,9 @@ def _workers(s: Mapping[str, Any], most: int) -> list[str]:
             f"{s['local_steps'][i]:,}",
             f"{s['samples_per_worker'][i]:,}",
             f"{s['samples_per_second_per_worker'][i]:,.0f}",
-            _percent(s["compute_fraction"][i]),
-            _percent(s["data_fraction"][i]),
-            _percent(s["idle_fraction"][i]),
+            percent(s["compute_fraction"][i]),
+            percent(s["data_fraction"][i]),
+            percent(s["idle_fraction"][i]),
         )
         for i, rank in enumerate(s["worker_ranks"])
     ]
@@ -100,7 +109,7 @@ def _workers(s: Mapping[str, Any], most: int) -> list[str]:
     idle = [value for value in s["idle_fraction"][most:] if value is not None]
     rest = [f"and {len(rows) - most:,} more: {_span([f'{n:,}' for n in _ends(s['local_steps'][most:])])} steps"]
     if idle:
-        rest.append(f"idle {_span([_percent(value) for value in _ends(idle)])}")
+        rest.append(f"idle {_span([percent(value) for value in _ends(idle)])}")
     return [*lines[: most + 1], ", ".join(rest)]
 
 
@@ -128,25 +137,3 @@ def _join(*parts: str) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.1f}%"
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 0.9995:
-        return f"{1000 * seconds:.3g} ms"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 999.5:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:,.3g} TB"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hpcdml.observability.lines import by_worker
 from hpcdml.observability.resources import Resources
 from hpcdml.storage import RunReader
 
@@ -89,10 +90,7 @@ def summarise(run: RunReader) -> dict[str, Any]:
 
 def _speed(run: RunReader, steps: np.ndarray) -> dict[str, Any]:
     """What the workers did, by worker and together."""
-    # One sort instead of one pass over the whole table per worker; "stable" keeps each worker's rows in order.
-    steps = steps[np.argsort(steps["worker"], kind="stable")]
-    present, first = np.unique(steps["worker"], return_index=True)
-    rows_of = dict(zip(present.tolist(), np.split(steps, first[1:]), strict=True)) if len(steps) else {}
+    rows_of = by_worker(steps)
     ranks = sorted({*range(1, run.workers + 1), *rows_of})  # workers may have joined later
     starts, ends = [], []
     result: dict[str, list[Any]] = {name: [] for name in _PER_WORKER}
