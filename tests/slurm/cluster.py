@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # as a script, from a working copy that is not installed
 
 from hpcdml.emulation import Cluster
-from hpcdml.emulation.processes import with_mark
 from hpcdml.errors import HpcdmlError, MachineError
 
 NAME = "slurm"
@@ -167,8 +165,14 @@ class Slurm:
 
     def _start_munge(self) -> None:
         folder = FOLDER / "munge"
-        words = [f"--{name}={folder / name.split('-')[0]}" for name in ("key-file", "pid-file", "log-file", "seed-file")]
-        _check(subprocess.run([program("munged"), *words, f"--socket={folder / 'socket'}"], **_QUIET), "munged", folder / "log")
+        words = [
+            f"--{name}={folder / name.split('-')[0]}" for name in ("key-file", "pid-file", "log-file", "seed-file")
+        ]
+        _check(
+            subprocess.run([program("munged"), *words, f"--socket={folder / 'socket'}"], **_QUIET),
+            "munged",
+            folder / "log",
+        )
 
     def _daemon(self, name: str, node: str, *options: str) -> None:
         log = FOLDER / (f"{name}-{node}.log" if name == "slurmd" else f"{name}.log")
@@ -222,7 +226,9 @@ def _check(done: subprocess.CompletedProcess[str], name: str, log: Path) -> None
 def _stop_munge() -> None:
     folder = FOLDER / "munge"
     if (folder / "pid").exists():
-        subprocess.run([program("munged"), "--stop", f"--socket={folder / 'socket'}", f"--pid-file={folder / 'pid'}"], **_QUIET)
+        subprocess.run(
+            [program("munged"), "--stop", f"--socket={folder / 'socket'}", f"--pid-file={folder / 'pid'}"], **_QUIET
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
