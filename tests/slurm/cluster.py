@@ -72,7 +72,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 GresTypes=gpu
 NodeName=h[0-{last}] CPUs={cpus} RealMemory=4000 Gres=gpu:{gpus} State=UNKNOWN
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 
@@ -198,6 +198,9 @@ def missing() -> str:
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         return "a Slurm for tests needs Linux and root"
     lacking = sorted({package for name, package in PROGRAMS.items() if not _find(name)})
+    # Debian's PMIx plugin opens a library by the name that only the -dev package has.
+    plugins = [path.parent.parent for path in Path("/usr/lib").glob("*/slurm-wlm/mpi_pmix_v4.so")]
+    lacking += ["libpmix-dev"] if any(not (path / "pmix2/lib/libpmix.so").exists() for path in plugins) else []
     return f"a Slurm for tests needs the packages {', '.join(lacking)}" if lacking else ""
 
 
