@@ -10,17 +10,21 @@ import pytest
 
 import cluster
 from cluster import Slurm
-from submission import Jobs
+from hpcdml.errors import HpcdmlError
+from submission import LONG, SIZE, Jobs, result
 
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Slurm]:
-    if reason := cluster.missing():
+    found = Slurm(cpus=max(cluster.CPUS, os.cpu_count() or 1))
+    try:
+        found.up()
+    except HpcdmlError as error:
         if os.environ.get("HPCDML_NEEDS_SLURM"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with Slurm(cpus=max(cluster.CPUS, os.cpu_count() or 1)) as up:
-        yield up
+            raise
+        pytest.skip(f"no Slurm for tests: {error}")
+    yield found
+    found.down()
 
 
 @pytest.fixture
@@ -29,3 +33,10 @@ def jobs(slurm: Slurm, tmp_path: Path) -> Iterator[Jobs]:
     found = Jobs(slurm, tmp_path)
     yield found
     found.end()
+
+
+@pytest.fixture(scope="session")
+def unbroken(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The result of the run that is interrupted in the tests."""
+    jobs = Jobs(slurm, tmp_path_factory.mktemp("unbroken"))
+    return result(jobs.finished(jobs.submit("preemptible", *LONG, options=SIZE)))

@@ -11,12 +11,18 @@ from pathlib import Path
 import h5py
 
 from cluster import Slurm
+from hpcdml.storage.run_reader import RunReader
 
 REPOSITORY = Path(__file__).parents[2]
 JOBS = REPOSITORY / "jobs"
 DONE = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "BOOT_FAIL", "OUT_OF_MEMORY"}
 SECONDS = 240.0  # for a job: others may use the machine
 ENDING_SECONDS = 40.0  # more than KillWait
+
+# bsp does not depend on the machine: whatever interrupts it, its result is that of an unbroken run. It takes 4 s.
+LONG = ("--dataset", "digits", "--model", "mlp", "--policy", "bsp", "--threads", "1", "--checkpoint-seconds", "0.5")
+LONG = (*LONG, "--step-seconds", "0.02", "--max-samples", "12800", "--eval-seconds", "100")
+SIZE = ("--nodes=1", "--ntasks=3", "--ntasks-per-node=3")
 
 
 class JobHangs(AssertionError):
@@ -96,6 +102,27 @@ def hosts(run: Path) -> list[str]:
         found = dict(file["environment"].attrs)
     ranks = sum(bool(re.fullmatch(r"rank\d+_host", key)) for key in found)
     return [found[f"rank{rank}_host"].decode() for rank in range(ranks)]
+
+
+def result(run: Path) -> dict[str, bytes]:
+    """The final parameters of a run that came to its end."""
+    reader = RunReader(run)
+    found = reader.parameters()
+    assert reader.finished and found is not None
+    return {name: value.tobytes() for name, value in found.items()}
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Those of the run in a folder, the newest last."""
+    return sorted((folder / "checkpoints").glob("step-*.h5"))
+
+
+def wait_for_checkpoint(jobs: Jobs, job: str, folder: Path) -> None:
+    """Wait until a job has written its first."""
+    deadline = time.monotonic() + 120
+    while not checkpoints(folder):
+        assert time.monotonic() < deadline and jobs.state(job)["JobState"] not in DONE, jobs.story()
+        time.sleep(0.05)
 
 
 def _user(env: dict[str, str] | None) -> dict[str, str]:
