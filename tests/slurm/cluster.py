@@ -115,7 +115,6 @@ class Slurm:
     def down(self) -> None:
         """Stop the daemons and every job, and remove all files. Can be repeated."""
         self.hosts.down(force=True)  # with all that runs on the hosts
-        _stop_munge()
         shutil.rmtree(FOLDER, ignore_errors=True)
 
     def __enter__(self) -> Slurm:
@@ -165,14 +164,11 @@ class Slurm:
 
     def _start_munge(self) -> None:
         folder = FOLDER / "munge"
-        words = [
-            f"--{name}={folder / name.split('-')[0]}" for name in ("key-file", "pid-file", "log-file", "seed-file")
-        ]
-        _check(
-            subprocess.run([program("munged"), *words, f"--socket={folder / 'socket'}"], **_QUIET),
-            "munged",
-            folder / "log",
-        )
+        files = ("key-file", "pid-file", "log-file", "seed-file")
+        words = [f"--{name}={folder / name.split('-')[0]}" for name in files]
+        # On a host, as the other daemons, so that it ends with them; its socket is a file, which all hosts share.
+        command = self.hosts.command_on("h0", [program("munged"), *words, f"--socket={folder / 'socket'}"])
+        _check(subprocess.run(command, **_QUIET), "munged", folder / "log")
 
     def _daemon(self, name: str, node: str, *options: str) -> None:
         log = FOLDER / (f"{name}-{node}.log" if name == "slurmd" else f"{name}.log")
@@ -224,14 +220,6 @@ def _check(done: subprocess.CompletedProcess[str], name: str, log: Path) -> None
     if done.returncode:
         said = (done.stdout + done.stderr).strip() or (log.read_text(errors="replace")[-500:] if log.exists() else "")
         raise MachineError(f"{name} did not start: {' / '.join(said.splitlines()[-4:]) or done.returncode}")
-
-
-def _stop_munge() -> None:
-    folder = FOLDER / "munge"
-    if (folder / "pid").exists():
-        subprocess.run(
-            [program("munged"), "--stop", f"--socket={folder / 'socket'}", f"--pid-file={folder / 'pid'}"], **_QUIET
-        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
