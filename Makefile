@@ -8,9 +8,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-# An MPI is installed only where there is no sign of one: a cluster's own must not be hidden behind another.
+# An MPI is installed only where there is no sign of one: a cluster's own must not be hidden behind another. An srun
+# without a Slurm that answers is no sign.
 OUTSIDE := $(shell printf %s "$$PATH" | tr ':' '\n' | grep -vxF '$(CURDIR)/$(BIN)' | paste -s -d: -)
-SITE_MPI := $(shell PATH='$(OUTSIDE)'; for tool in mpirun mpiexec srun mpicc; do command -v $$tool; done | head -n 1)
+SITE_MPI := $(shell PATH='$(OUTSIDE)'; { for tool in mpirun mpiexec mpicc; do command -v $$tool; done; \
+    timeout 5 sinfo >/dev/null 2>&1 && command -v srun; } | head -n 1)
 EXTRAS ?= test,lint$(if $(SITE_MPI),,$(if $(shell uname -s | grep Linux),$(comma)mpi))
 comma := ,
 

@@ -17,6 +17,7 @@ Weighting = Literal["uniform", "steps", "samples"]
 OuterName = Literal["auto", "sgd", "nesterov", "adam"]
 SchedulerUnit = Literal["epoch", "step"]
 ProgressName = Literal["auto", "hooks", "thread"]
+BindName = Literal["none", "cores"]
 WireName = Literal["fp32", "bf16", "fp16"]
 ResumeName = Literal["never", "auto"]
 AmpName = Literal["off", "bf16", "fp16"]
@@ -133,6 +134,10 @@ class RunOptions:
     device: str = option("auto", "auto (a GPU for each worker where there are any), cpu, cuda or cuda:N")
     cuda_aware: bool = option(False, "give MPI the GPU's memory itself, where a test shows that this MPI can take it")
     threads: int | None = option(None, "CPU threads of each worker; none: the cores of the node divided by its ranks")
+    bind: BindName = option(
+        "none",
+        "cores: every rank of a node keeps to cores of its own, where there are enough; none: to those it was given",
+    )
     chunk_kib: int = option(512, "size in KiB of the pieces in which parameters travel")
     poll_us: int = option(
         200, "least microseconds between two polls within a local step; on slow links they pause longer; 0: no pause"
@@ -247,6 +252,7 @@ def check(config: TrainConfig) -> None:
         "amp": AmpName,
         "progress": ProgressName,
         "resume": ResumeName,
+        "bind": BindName,
         "scheduler_unit": SchedulerUnit,
     }
     for name, kind in choices.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from array import array
 
@@ -25,13 +26,20 @@ def settle(status: int, text: str) -> int:
     mine, lowest = array("q", [rank * 256 + status if status else size * 256]), array("q", [0])
     _wait(comm.Iallreduce(mine, lowest, op=MPI.MIN))
     speaker, agreed = divmod(lowest[0], 256)
-    if rank == speaker:
+    if rank == speaker and (tasks_apart() < 2 or os.environ.get("SLURM_PROCID") == "0"):
         where = f" (rank {rank} on {MPI.Get_processor_name()})" if rank else ""
         print(text + where, file=sys.stderr, flush=True)
     elif rank == 0 and not agreed and text:
         print(text, flush=True)
     _wait(comm.Ibarrier())
     return agreed
+
+
+def tasks_apart() -> int:
+    """How many tasks srun has started each as an MPI job of one rank, for want of ``--mpi``; 0: that is not so."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "")
+    alone = MPI.COMM_WORLD.Get_size() == 1 and "SLURM_STEP_ID" in os.environ
+    return int(tasks) if alone and tasks.isdigit() and int(tasks) > 1 else 0
 
 
 def abort(status: int) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from mpi4py import MPI
 
 from hpcdml.errors import HpcdmlError, UsageError
+from hpcdml.mpi import cores
 from hpcdml.mpi.backoff import Backoff, sleep_exactly
 from hpcdml.mpi.tags import Tag
 from hpcdml.mpi.yielding import keep_the_core
@@ -36,8 +37,9 @@ class World:
     Attributes:
         comm: a private duplicate of COMM_WORLD, so that no stray message of other code is received.
         local_worker: number of this worker among the workers on its host, from 0.
-        cores: cores for this worker: those that it may run on, less one for the server, shared with the other workers
-            there.
+        cores: CPUs for this worker: those that it may run on and that Slurm gave to the job, less one for the server,
+            shared with the other workers there.
+        own_cpus: which CPUs this rank has for itself, if it is bound; all that it may run on where they are too few.
         run_id: a random number that every message of the run carries.
     """
 
@@ -46,6 +48,7 @@ class World:
     size: int
     local_worker: int
     cores: int
+    own_cpus: frozenset[int]
     run_id: int
     host: str
 
@@ -73,25 +76,31 @@ def join_world() -> World:
     first = np.array([rank], np.int64)
     wait(local.Ibcast(first, root=0))
     local_worker = max(0, local.Get_rank() - int(first[0] == SERVER))
-    world = World(comm, rank, comm.Get_size(), local_worker, _cores(local, rank), int(run_id[0]), socket.gethostname())
+    count, own = _cores(local, rank)
+    world = World(comm, rank, comm.Get_size(), local_worker, count, own, int(run_id[0]), socket.gethostname())
     local.Free()
     return world
 
 
-def _cores(local: MPI.Comm, rank: int) -> int:
-    """Cores for this rank, counted from the ranks of its host that may run on the same ones.
+def _cores(local: MPI.Comm, rank: int) -> tuple[int, frozenset[int]]:
+    """How many CPUs this rank can count on, and which it would have for itself, beside the ranks of its host.
 
     The launcher may have bound each rank to cores of its own, or have left all of them to all.
     """
+    allowed = frozenset(cpu for cpu in os.sched_getaffinity(0) if cpu < _MOST_CORES)
     mine = np.zeros(_MOST_CORES, np.uint8)
-    mine[[core for core in os.sched_getaffinity(0) if core < _MOST_CORES]] = 1
-    masks = np.zeros((local.Get_size(), _MOST_CORES), np.uint8)
-    wait(local.Iallgather(mine, masks))
+    mine[list(allowed)] = 1
+    rows = np.zeros((local.Get_size(), _MOST_CORES), np.uint8)
+    wait(local.Iallgather(mine, rows))
     ranks = np.zeros((local.Get_size(), 1), np.int64)
     wait(local.Iallgather(np.array([rank], np.int64), ranks))
-    sharing = [r for r, mask in zip(ranks[:, 0], masks, strict=True) if np.any(mask & mine)]
-    workers = max(1, sum(r != SERVER for r in sharing))
-    return max(1, (int(mine.sum()) - (SERVER in sharing)) // workers)
+    masks = [frozenset(np.flatnonzero(row).tolist()) for row in rows]
+    server = 0 if ranks[0, 0] == SERVER else None
+    here, limit = local.Get_rank(), cores.granted()
+    count = cores.share(masks, here, server, limit)
+    if limit is not None and limit < len(frozenset().union(*masks)):
+        return count, allowed  # other jobs may have the rest, and nothing tells which
+    return count, cores.divide(masks, here, server, cores.physical_cores(allowed))
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from hpcdml.errors import UsageError
+from hpcdml.mpi import cores
 from hpcdml.mpi.world import World
 
 
@@ -39,8 +40,15 @@ def pick_device(option: str, world: World) -> torch.device:
     return device
 
 
-def set_threads(option: int | None, world: World) -> int:
-    """Set and return this rank's CPU threads: its cores, divided among the workers that share them."""
+def set_threads(option: int | None, bind: str, world: World) -> int:
+    """Set and return this rank's CPU threads: its cores, divided among the workers that share them.
+
+    Args:
+        option: threads of a worker; none: as many as it has cores.
+        bind: ``cores`` keeps the rank to cores of its own, where there are enough for all ranks of the host.
+    """
+    if bind == "cores":
+        cores.bind(world.own_cpus)
     threads = 1 if world.is_server else option or world.cores
     torch.set_num_threads(threads)
     return threads

@@ -11,6 +11,7 @@ import torch
 
 from hpcdml.config import TrainConfig
 from hpcdml.errors import UsageError
+from hpcdml.mpi import once
 from hpcdml.mpi.world import SERVER, World, abort, barrier, gather, hosts, join_world
 from hpcdml.protocol.policies import make_policy
 from hpcdml.storage.run_reader import RunReader
@@ -150,8 +151,14 @@ def _run(
 
 
 def _need_workers(world: World) -> None:
-    if not world.workers:
-        raise UsageError("train needs at least 2 ranks, a server and its workers: mpirun -n 3 hpcdml train ...")
+    if world.workers:
+        return
+    if (tasks := once.tasks_apart()) > 1:
+        raise UsageError(
+            f"srun started {tasks} tasks, but they do not see each other: srun --mpi=pmix (srun --mpi=list tells what "
+            "this Slurm has), or mpirun instead of srun"
+        )
+    raise UsageError("train needs at least 2 ranks, a server and its workers: mpirun -n 3 hpcdml train ...")
 
 
 def _find(config: TrainConfig, world: World, setup: Setup) -> Resumption | None:

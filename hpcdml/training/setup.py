@@ -121,7 +121,7 @@ def _device_and_data(config: TrainConfig, world: World) -> tuple[torch.device, O
         if int(worker) > workers:
             raise UsageError(f"--slowdown {worker}={factor:g}: must name a worker from 1 to {workers}")
     device = pick_device(config.run.device, world)
-    set_threads(config.run.threads, world)
+    set_threads(config.run.threads, config.run.bind, world)
     return device, open_data(config.data, None if world.is_server else world.rank - 1, workers)
 
 
