@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from hpcdml.errors import UsageError
+from hpcdml.signals import signal_numbers
 
 PolicyName = Literal["bsp", "local-sgd", "diloco", "asp", "ssp", "osp", "losp"]
 Weighting = Literal["uniform", "steps", "samples"]
@@ -151,6 +152,9 @@ class RunOptions:
         None,
         "for experiments: a local step takes so long, as on a device beside which the host is free; none: no device",
     )
+    signals: str = option(
+        "TERM,INT,USR1", "signals upon which a checkpoint is saved and the run ends with status 75; none: none"
+    )
     debug: bool = option(False, "show tracebacks")
 
     @property
@@ -239,6 +243,7 @@ def check(config: TrainConfig) -> None:
     for name in ("staleness", "poll_us", "seed"):
         need(name, values[name] >= 0, "0 or more")
     need("eval_seconds", math.isfinite(values["eval_seconds"]) and values["eval_seconds"] >= 0, "0 or more")
+    signal_numbers(values["signals"])
     need("test_fraction", 0 < values["test_fraction"] < 1, "between 0 and 1, both excluded")
     need("compensation", 0 <= values["compensation"] <= 2, "from 0 to 2")
     need("outer_momentum", 0 <= values["outer_momentum"] < 1, "from 0 to below 1")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+PREEMPTED = 75
+"""Exit status of a run that a signal has ended after a checkpoint: it is to be resumed (EX_TEMPFAIL of sysexits.h)."""
+
 
 class HpcdmlError(Exception):
     """A failure that is told in one line. ``status`` is the exit status of the process."""

@@ -102,6 +102,9 @@ def one_run(folder: Path, seed: int, kills: int, draw: random.Random, found: Cou
             status, out = 137, job.stdout.read() if job.stdout else ""
         else:
             status, out = end(job, mark)
+        if status == 2:
+            found["refused: " + out.splitlines()[0]] += 1
+            return
         if out == "hangs":
             found["hangs"] += 1
             return
@@ -116,6 +119,8 @@ def one_run(folder: Path, seed: int, kills: int, draw: random.Random, found: Cou
             return
         newest = newest_valid(folder / "checkpoints")
         after = version_of(newest)
+        if status != 137:
+            found[f"status {status}"] += 1
         found["killed in writing" if within else "killed at a random time"] += 1
         if after < before:
             found["a valid checkpoint was lost"] += 1

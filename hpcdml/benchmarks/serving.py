@@ -31,6 +31,7 @@ from hpcdml.training.outer import make_outer
 from hpcdml.training.server_loop import ServerLoop
 from hpcdml.training.snapshots import Snapshots, Version
 from hpcdml.training.state import state_types
+from hpcdml.training.stop_signals import StopSignals
 
 NEVER = 1e9
 
@@ -152,6 +153,7 @@ def _serve(flat: FlatModel, updates: dict[int, WireVector], rounds: int) -> floa
                 flat.integers(),
                 records,
                 keep=False,
+                signals=StopSignals(),
             )
             loop.run(time.perf_counter())
             return clock.seconds()

@@ -104,7 +104,8 @@ def _help() -> str:
             *lines,
             "",
             "hpcdml COMMAND --help tells each one's options; hpcdml --version, the version.",
-            "Exit status: 0 done, 1 failed, 2 wrong use. Any command takes --debug: show tracebacks.",
+            "Exit status: 0 done, 1 failed, 2 wrong use, 75 ended by a signal, to be resumed.",
+            "Any command takes --debug: show tracebacks.",
         ]
     )
 

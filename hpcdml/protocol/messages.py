@@ -14,6 +14,8 @@ FORMAT = 1
 
 FINAL = 1
 """Flag of a push: the worker's last one."""
+LEAVE = 2
+"""Flag of a push: the worker was asked to end, and asks that the run does."""
 STOP = 1
 """Flag of a global message: the worker answers with its final push."""
 MARK = 2
@@ -39,7 +41,7 @@ class Push:
 
     Attributes:
         worker: rank of the worker.
-        flags: ``FINAL`` or 0.
+        flags: ``FINAL``, ``LEAVE``, both or 0.
         sequence: number of this push among the worker's, from 1.
         version: version of the global parameters on which the update is based.
         local_steps: local steps in the update; 0 means that no payload follows.

@@ -171,10 +171,14 @@ class Checkpoints:
             or (options.checkpoint_samples is not None and self.machine.samples - samples >= options.checkpoint_samples)
         )
 
-    def consider(self, round_: Round, seconds: float, integers: np.ndarray) -> None:
-        """A version was just made, its headers have been sent, and none of its chunks is closed yet."""
+    def consider(self, round_: Round, seconds: float, integers: np.ndarray) -> bool:
+        """A version was just made, its headers have been sent, and none of its chunks is closed yet.
+
+        Returns:
+            Whether it is to be a checkpoint.
+        """
         if not (self.idle and self.due and self.machine.may_mark):
-            return
+            return False
         self.wanted = False
         self._every.reset()
         self._last = (self.machine.version, self.machine.samples)
@@ -184,6 +188,7 @@ class Checkpoints:
             self._copies = _Copies(self.aggregator)
         for worker in self.machine.live:
             self.channel.send_header(worker, self.machine.mark(worker), integers)
+        return True
 
     def copy(self, round_: Round, chunk: int) -> None:
         """Chunk ``chunk`` of the version that the round makes is final."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from hpcdml.config import TrainConfig
+from hpcdml.config import RunOptions, TrainConfig
 from hpcdml.errors import UsageError
 from hpcdml.mpi import once
 from hpcdml.mpi.world import SERVER, World, abort, barrier, gather, hosts, join_world
@@ -28,6 +28,7 @@ from hpcdml.training.replay import (
 from hpcdml.training.resumption import Resumption, find, give_states, known_options, saved_config, share_config
 from hpcdml.training.server_job import ServerJob
 from hpcdml.training.setup import AgreedFailure, Setup, set_up, share_values, together
+from hpcdml.training.stop_signals import StopSignals
 from hpcdml.training.worker_job import WorkerJob
 
 
@@ -35,14 +36,11 @@ def train(config: TrainConfig) -> int:
     """Train as ``config`` says. Every rank of the MPI job calls it.
 
     Returns:
-        The exit status, the same on every rank: 0 done, 1 failed, 2 wrong use; what went wrong has been printed, once.
+        The exit status, the same on every rank: 0 done, 1 failed, 2 wrong use, 75 ended by a signal after a checkpoint;
+        what went wrong has been printed, once.
     """
 
-    def work(world: World) -> int:
-        _run(config, world)
-        return 0
-
-    return _guarded(work)
+    return _guarded(lambda world, signals: _run(config, world, signals), config.run.signals)
 
 
 def resume(folder: str, options: dict[str, object]) -> int:
@@ -56,12 +54,13 @@ def resume(folder: str, options: dict[str, object]) -> int:
         As ``train``.
     """
 
-    def work(world: World) -> int:
+    def work(world: World, signals: StopSignals) -> int:
         found = together(lambda: saved_config(folder) if world.is_server else None)
         saved = share_config(world, found)
         given = {**known_options(saved), "output": folder, "overwrite": False, "resume": "auto", **options}
-        _run(together(lambda: TrainConfig.from_flat(given)), world)
-        return 0
+        config = together(lambda: TrainConfig.from_flat(given))
+        signals.watch(config.run.signals)
+        return _run(config, world, signals)
 
     return _guarded(work)
 
@@ -99,18 +98,21 @@ def replay(folder: str, until: int | None, verify: bool, options: dict[str, obje
     def told(world: World) -> int:
         return tell_replay(recorded[0], scripts[0].server, until) if world.is_server and verify else 0
 
-    def work(world: World) -> int:
+    def work(world: World, signals: StopSignals) -> int:
         found, script = config(world)
-        _run(found, world, script, scripts[0].server if scripts else None)
+        signals.unwatch()
+        _run(found, world, signals, script, scripts[0].server if scripts else None)
         return max(gather(world, told(world)))
 
     return _guarded(work)
 
 
-def _guarded(work: Callable[[World], int]) -> int:
+def _guarded(work: Callable[[World, StopSignals], int], names: str = RunOptions().signals) -> int:
+    signals = StopSignals()
+    signals.watch(names)
     world = join_world()
     try:
-        return work(world)
+        return work(world, signals)
     except AgreedFailure as failure:
         return failure.status
     except (Exception, SystemExit) as error:  # a user's model may call sys.exit
@@ -118,18 +120,25 @@ def _guarded(work: Callable[[World], int]) -> int:
         if "--debug" in sys.argv:
             traceback.print_exc()
         abort(world, error)
-    return 0
+    finally:
+        signals.unwatch()
+    return 1
 
 
 def _run(
-    config: TrainConfig, world: World, script: WorkerScript | None = None, server: ServerScript | None = None
-) -> None:
+    config: TrainConfig,
+    world: World,
+    signals: StopSignals,
+    script: WorkerScript | None = None,
+    server: ServerScript | None = None,
+) -> int:
+    """Train, go on or repeat; returns the exit status, the same on every rank."""
     together(lambda: _need_workers(world))
     setup = set_up(config, world)
     found = together(lambda: _find(config, world, setup))
     resumes = _at_server(world, found is not None)
     if resumes and _at_server(world, found is not None and _has_ended(config, setup, found)):
-        return
+        return 0
     share_values(world, setup.flat)
     part = None
     if resumes:
@@ -140,14 +149,14 @@ def _run(
         part = give_states(world, found, parts)
     about = {f"rank{rank}_host": host for rank, host in enumerate(hosts(world))}
     about |= {f"rank{rank}_threads": str(n) for rank, n in enumerate(gather(world, torch.get_num_threads()))}
-    worker = together(lambda: None if world.is_server else WorkerJob(config, world, setup, part, script))
+    worker = together(lambda: None if world.is_server else WorkerJob(config, world, setup, part, script, signals))
     # Only now that nothing else can go wrong, as it leaves a file behind.
-    job = together(lambda: worker or ServerJob(config, world, setup, about, found, server))
+    job = together(lambda: worker or ServerJob(config, world, setup, about, found, server, signals))
     barrier(world)
     earlier = found.seconds if found is not None else part["seconds"] if part is not None else 0.0
-    job.run(time.perf_counter() - earlier)
+    status = job.run(time.perf_counter() - earlier)
     # Nobody leaves before the result is written: a launcher would count a rank that fails later as the only one.
-    barrier(world)
+    return max(gather(world, status))
 
 
 def _need_workers(world: World) -> None:

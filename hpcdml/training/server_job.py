@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hpcdml.config import TrainConfig
+from hpcdml.errors import PREEMPTED, UsageError
 from hpcdml.mpi.server_channel import ServerChannel
 from hpcdml.mpi.world import World, versions
 from hpcdml.observability import resources
@@ -16,6 +17,7 @@ from hpcdml.protocol.policies import make_policy
 from hpcdml.protocol.server import Server
 from hpcdml.storage.checkpoint_folder import discard_newer
 from hpcdml.storage.run_file import CHECKPOINT_FOLDER, RunWriter
+from hpcdml.storage.run_reader import RunReader
 from hpcdml.storage.tables import EVALUATIONS
 from hpcdml.training.aggregator import Aggregator
 from hpcdml.training.bounds import sample_bound, stop_bounds
@@ -29,6 +31,7 @@ from hpcdml.training.server_loop import ServerLoop
 from hpcdml.training.setup import Setup
 from hpcdml.training.snapshots import Snapshots, Version
 from hpcdml.training.state import state_arrays, state_types
+from hpcdml.training.stop_signals import StopSignals
 
 
 class ServerJob:
@@ -37,6 +40,7 @@ class ServerJob:
     Args:
         about: what the record says of the ranks.
         resumption: where the run goes on from; None: it is a new one.
+        signals: which tell that the run is to end.
         script: what a recorded run did, which this one repeats; None: it is a run of its own.
 
     Raises:
@@ -51,6 +55,7 @@ class ServerJob:
         about: Mapping[str, str],
         resumption: Resumption | None,
         script: ServerScript | None,
+        signals: StopSignals,
     ) -> None:
         self.config = config
         self.world = world
@@ -58,6 +63,7 @@ class ServerJob:
         self.folder = Path(config.run.output)
         self.resumption = resumption
         self.script = script
+        self.signals = signals
         max_samples, epochs = sample_bound(config.stop, setup.epoch_samples)
         self.policy = make_policy(config.policy)
         bound = max_samples if script is None else None
@@ -70,12 +76,13 @@ class ServerJob:
             resumption.go_on(self.machine)
             earlier = resumption.rows()
             discard_newer(self.folder / CHECKPOINT_FOLDER, resumption.checkpoint.version)
+        overwrite = config.run.overwrite or (config.run.resume == "auto" and _unfinished(self.folder))
         self.writer = RunWriter.create(
-            self.folder, self.options, self.about, len(world.workers), types, config.run.overwrite, earlier
+            self.folder, self.options, self.about, len(world.workers), types, overwrite, earlier
         )
 
-    def run(self, start: float) -> None:
-        """Serve until all workers have ended, then write the result.
+    def run(self, start: float) -> int:
+        """Serve until all workers have ended, then write the result; returns the exit status of the run.
 
         Raises:
             HpcdmlError: a file could not be written.
@@ -122,12 +129,13 @@ class ServerJob:
                 integers,
                 records,
                 keep,
+                self.signals,
                 self.script,
             )
             cpu = resources.cpu_seconds()
             loop.run(start)
             seconds, cpu = loop.seconds, resources.cpu_seconds() - cpu
-            if keep:
+            if keep and loop.preempted is None:
                 checkpoints.final(seconds, integers)
             version, x = machine.version, aggregator.x
             if self.script is not None and self.script.kept is not None and self.script.integers is not None:
@@ -138,6 +146,7 @@ class ServerJob:
             writer.event(seconds, 0, resources.EVENT, used.text())
             writer.write_parameters(state_arrays(flat.model), seconds)
         channel.close()
+        return 0 if loop.preempted is None else PREEMPTED
 
     def _score(self, version: Version) -> float:
         begin = time.perf_counter()
@@ -146,3 +155,11 @@ class ServerJob:
         row = (version.number, version.seconds, version.samples, score.accuracy, score.loss, took)
         self.writer.append(EVALUATIONS.name, EVALUATIONS.rows(row))
         return score.accuracy
+
+
+def _unfinished(folder: Path) -> bool:
+    """Whether the folder holds a run that came to no end: one without checkpoints may as well begin anew."""
+    try:
+        return not RunReader(folder).finished
+    except UsageError:
+        return False

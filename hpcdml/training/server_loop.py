@@ -19,6 +19,7 @@ from hpcdml.mpi.server_channel import ChunkArrived, Event, PushArrived, RecordsA
 from hpcdml.observability.progress import Progress
 from hpcdml.protocol import server as protocol
 from hpcdml.protocol.chunks import Add, ChunkSchedule, Close, Done, Operation
+from hpcdml.protocol.messages import FINAL, LEAVE
 from hpcdml.protocol.server import Join, Round, Seal, Server
 from hpcdml.storage.run_file import RunWriter
 from hpcdml.storage.tables import PUSHES, ROUNDS
@@ -28,6 +29,7 @@ from hpcdml.training.checkpoints import Checkpoints
 from hpcdml.training.records import COLUMNS, table_rows
 from hpcdml.training.replay import ServerScript
 from hpcdml.training.snapshots import Snapshots, Version
+from hpcdml.training.stop_signals import StopSignals
 
 FLUSH_SECONDS = 1.0
 PROGRESS_SECONDS = 0.1
@@ -84,6 +86,7 @@ class ServerLoop:
         integers: the integer buffers of the first version, int64.
         records: by worker, the blocks of step records that have come; they are counted here.
         keep: whether workers that have ended leave their states behind.
+        signals: which tell that the run is to end.
         script: what a recorded run did, which this one repeats; None: it is a run of its own.
     """
 
@@ -100,6 +103,7 @@ class ServerLoop:
         integers: np.ndarray,
         records: dict[int, int],
         keep: bool,
+        signals: StopSignals,
         script: ServerScript | None = None,
     ) -> None:
         self.machine = machine
@@ -112,6 +116,8 @@ class ServerLoop:
         self.stop = stop
         self.integers = integers
         self.keep = keep
+        self.signals = signals
+        self.preempted: str | None = None
         self.script = script
         self._hashes: dict[Round, int] = {}
         self.schedule = ChunkSchedule(len(aggregator.layout.chunks))
@@ -191,12 +197,17 @@ class ServerLoop:
     def _take_push(self, event: PushArrived) -> None:
         push = event.push
         self._arrived[push.worker, push.sequence] = event.integers
-        if push.flags:
+        if push.flags & LEAVE:
+            self._preempt(f"rank {push.worker} was asked to end")
+        if push.flags & FINAL:
             self._blocks_due[push.worker] = push.records
         self._carry_out(self.machine.pushed(push))
         if self._made is not None:
             made, self._made = self._made, None
-            self.checkpoints.consider(made, self.seconds, self.integers)
+            begun = self.checkpoints.consider(made, self.seconds, self.integers)
+            if begun and self.preempted is not None:
+                # Later progress is in the result, but the run goes on from here.
+                self._request_stop(self.preempted)
             if self.script is not None:
                 self._follow(self.script)
 
@@ -306,8 +317,10 @@ class ServerLoop:
     def _look_after(self) -> None:
         """What is done now and then: stopping, checkpoints, the progress bar, handing rows to the disk's thread."""
         self.checkpoints.work()
+        if self.signals.received is not None:
+            self._preempt(f"{self.signals.received} on rank 0")
         limit, target = self.stop.max_seconds, self.stop.target_accuracy
-        if not self.machine.stopping:
+        if not self.machine.stopping and self.preempted is None:
             if limit is not None and self.seconds >= limit:
                 self._request_stop(f"--max-seconds {limit} reached")
             elif target is not None and self.snapshots.best >= target:
@@ -321,6 +334,13 @@ class ServerLoop:
         if self._flush.due and self._flusher.idle:
             self._flush.reset()
             self._flusher.give(lambda: self.writer.flush(force=True))
+
+    def _preempt(self, why: str) -> None:
+        """Save a checkpoint of the next version, and then stop."""
+        if self.preempted is None and not self.machine.stopping:
+            self.preempted = why
+            self.checkpoints.wanted = True
+            self.writer.event(self.seconds, 0, "preempted", why)
 
     def _request_stop(self, why: str) -> None:
         self.writer.event(self.seconds, 0, "stopping", why)

@@ -21,6 +21,7 @@ from hpcdml.training.precision import Precision
 from hpcdml.training.replay import WorkerScript
 from hpcdml.training.setup import Setup
 from hpcdml.training.staging import make_staging
+from hpcdml.training.stop_signals import StopSignals
 from hpcdml.training.worker_loop import WorkerLoop
 from hpcdml.training.worker_state import WorkerState, random_state, set_random_state
 
@@ -31,6 +32,7 @@ class WorkerJob:
     Args:
         part: what ``give_states`` gave; None: the run is a new one.
         script: when a recorded run took in messages, which this one repeats; None: it is a run of its own.
+        signals: which tell that the run is to end.
 
     Raises:
         UsageError: the saved state is that of another run.
@@ -43,6 +45,7 @@ class WorkerJob:
         setup: Setup,
         part: dict[str, Any] | None,
         script: WorkerScript | None,
+        signals: StopSignals,
     ) -> None:
         flat = setup.flat
         self.device = flat.device
@@ -88,13 +91,15 @@ class WorkerJob:
             self.state,
             config.run.checkpoints,
             script,
+            signals,
         )
 
-    def run(self, start: float) -> None:
+    def run(self, start: float) -> int:
         """Train until the server says stop and everything has been sent."""
         set_random_state(self.random, self.device)
         self.loop.run(start)
         self.channel.close()
+        return 0
 
     def _resume(self, part: dict[str, Any], sampler: Sampler) -> None:
         tree = part["state"]

@@ -15,7 +15,7 @@ from hpcdml.mpi.backoff import Backoff
 from hpcdml.mpi.tags import FINAL_STATE
 from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.parameters import FlatModel
-from hpcdml.protocol.messages import Push
+from hpcdml.protocol.messages import LEAVE, Push
 from hpcdml.protocol.worker import Action, Adopt, Exchange, SendPush, Stop, TakeUpdate, Train, Wait, Worker
 from hpcdml.storage.image import pack
 from hpcdml.training.local_step import LocalStep
@@ -24,6 +24,7 @@ from hpcdml.training.polling import StepPoller
 from hpcdml.training.records import StepRecords
 from hpcdml.training.replay import WorkerScript
 from hpcdml.training.staging import Staging
+from hpcdml.training.stop_signals import StopSignals
 from hpcdml.training.worker_state import WorkerState
 
 RECORD_SECONDS = 0.5
@@ -44,6 +45,7 @@ class WorkerLoop:
         state: saves this worker's state.
         keep: whether the state is saved at the end as well, for a run that goes on from there.
         script: when a recorded run took in messages, which this one repeats; None: it is a run of its own.
+        signals: which tell that the run is to end; the server learns of it from the next push.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class WorkerLoop:
         state: WorkerState,
         keep: bool,
         script: WorkerScript | None,
+        signals: StopSignals,
     ) -> None:
         self.machine = machine
         self.flat = flat
@@ -68,6 +71,7 @@ class WorkerLoop:
         self.state = state
         self.keep = keep
         self.script = script
+        self.signals = signals
         self.poller = StepPoller(channel, step.model, poll_seconds, progress)
         self._handlers: dict[type[Action], Callable] = {
             Train: self._train,
@@ -258,4 +262,5 @@ class WorkerLoop:
         self._sent_at = now
 
     def _with_blocks(self, push: Push) -> Push:
-        return dataclasses.replace(push, records=self._blocks)
+        flags = push.flags if self.signals.received is None else push.flags | LEAVE
+        return dataclasses.replace(push, flags=flags, records=self._blocks)
