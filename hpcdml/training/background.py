@@ -12,13 +12,16 @@ from hpcdml.errors import HpcdmlError, MachineError
 
 
 class Background:
-    """A thread of low priority that runs one job at a time.
+    """A thread that runs one job at a time.
 
     Args:
         name: of the thread.
+        niceness: how low its priority is: 10 for what may wait, as evaluation may; on a shared core nothing that a
+            worker does must be slowed by it.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, niceness: int = 10) -> None:
+        self.niceness = niceness
         self.error: HpcdmlError | None = None
         self._job: Callable[[], None] | None = None
         self._wake = threading.Condition()
@@ -55,9 +58,9 @@ class Background:
         self.check()
 
     def _run(self) -> None:
-        # On Linux the priority belongs to the thread: evaluation on a shared core must not slow a worker down.
+        # On Linux the priority belongs to the thread.
         with suppress(OSError, AttributeError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.nice(0) + self.niceness)
         while True:
             with self._wake:
                 while self._job is None and not self._closing:

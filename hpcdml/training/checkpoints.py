@@ -153,7 +153,8 @@ class Checkpoints:
         self._copies: _Copies | None = None
         self._cut: _Cut | None = None
         self._final: dict[int, _Spool] = {}
-        self._thread = Background("checkpoint")
+        # It mostly waits for the disk, and what is lost at a kill grows with the time that it takes.
+        self._thread = Background("checkpoint", niceness=0)
 
     @property
     def idle(self) -> bool:
