@@ -213,11 +213,13 @@ class Checkpoints:
             return
         spool.take(event)
 
-    def work(self) -> None:
+    def work(self, seconds: float) -> None:
         """Hand a checkpoint over to the thread when all of it is there."""
         cut = self._cut
         if cut is not None and cut.whole and self._thread.idle and self._whole(cut.spools, set(cut.spools)):
             self._cut = None
+            # Where the time of a run that goes on begins again: later than any step that is in it.
+            cut.seconds = seconds
             self._thread.give(lambda: self._write(cut, ended=False))
 
     def ended(self, workers: set[int]) -> bool:

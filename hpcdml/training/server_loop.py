@@ -316,7 +316,7 @@ class ServerLoop:
 
     def _look_after(self) -> None:
         """What is done now and then: stopping, checkpoints, the progress bar, handing rows to the disk's thread."""
-        self.checkpoints.work()
+        self.checkpoints.work(self.seconds)
         if self.signals.received is not None:
             self._preempt(f"{self.signals.received} on rank 0")
         limit, target = self.stop.max_seconds, self.stop.target_accuracy
