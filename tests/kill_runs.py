@@ -32,7 +32,7 @@ from hpcdml.storage.run_reader import RunReader
 INTERVAL = 0.5
 OPTIONS = ["--policy", "losp", "--lr", "0.2", "--epochs", "60", "--batch-size", "16", "--threads", "1"]
 OPTIONS += ["--checkpoint-seconds", str(INTERVAL), "--resume", "auto", "--step-seconds", "0.002"]
-LIMIT = 120.0
+LIMIT = 600.0
 
 
 def start(folder: Path, seed: int, fault: str | None) -> tuple[subprocess.Popen[str], str]:

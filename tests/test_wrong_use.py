@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 
+from hpcdml.storage.checkpoint import read_checkpoint
 from hpcdml.storage.run_reader import RunReader
 
 SECONDS = 240.0  # others may use the machine
@@ -342,13 +343,26 @@ def test_disk_full_at_the_start(disk: Callable[[str], Path], hpcdml_job: Job) ->
     )
 
 
-@pytest.mark.parametrize("more", ["", "--checkpoint-seconds 0.1 --model-args width=10000"], ids=["rows", "checkpoints"])
-def test_disk_full_in_training(disk: Callable[[str], Path], hpcdml_job: Job, more: str) -> None:
+def test_disk_full_in_training(disk: Callable[[str], Path], hpcdml_job: Job) -> None:
     disk("size=400k")
-    line = told(train(hpcdml_job, 3, f"{RUN} --output disk/run --max-seconds 200 {more}"), 1)
+    line = told(train(hpcdml_job, 3, f"{RUN} --output disk/run --max-seconds 200"), 1)
     assert re.fullmatch(r"rank 0 on \S+: disk/run/\S+\.h5: cannot be written: No space left on device", line)
     run = RunReader("disk/run")
-    assert not run.finished and (more or len(run.table("steps")) > 0)
+    assert not run.finished and len(run.table("steps")) > 0
+
+
+def test_disk_too_small_for_a_checkpoint(disk: Callable[[str], Path], hpcdml_job: Job) -> None:
+    """It would take seven times the memory of the model, and the run's own file fits: the run comes to its end."""
+    disk("size=700k")
+    options = "--max-samples 2000 --step-seconds 0.005 --checkpoint-seconds 0.1 --model-args width=6000"
+    done = train(hpcdml_job, 3, f"{RUN} --output disk/run {options}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("hpcdml: warning: ") == 1, "the same warning is given once"
+    assert re.search(r"warning: checkpoint \d+: needs \S+ MB, and disk/\S+ has \S+ MB left; training goes", done.stderr)
+    assert RunReader("disk/run").finished
+    # The last one fits: at the end no worker has a model of its own any more.
+    (last,) = Path("disk/run/checkpoints").iterdir()
+    assert read_checkpoint(last).server["ended"]
 
 
 # Failures in the middle

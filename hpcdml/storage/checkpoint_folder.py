@@ -10,13 +10,14 @@ from pathlib import Path
 
 import h5py
 
-from hpcdml.errors import UsageError
+from hpcdml.errors import MachineError, UsageError
 from hpcdml.storage.checkpoint import FORMAT, FORMAT_VERSION, Checkpoint, check_format, check_sealed, write_file
 from hpcdml.storage.faults import point
 from hpcdml.storage.hdf5 import reading
 from hpcdml.storage.seal import read_seal
 from hpcdml.storage.whole_file import temporary_name
 
+_RESERVE = 64 << 20
 _NAME = re.compile(r"step-(\d{8,})\.h5")
 _LEFTOVER = re.compile(r"\.step-\d{8,}\.h5\.tmp")
 
@@ -100,6 +101,21 @@ def write_checkpoint(
     write_file(path, checkpoint, 1 + max((_ordinal(p) or 0 for _, p in checkpoints(folder) if p != path), default=0))
     _prune(path, max(1, keep_last), keep_every)
     return path
+
+
+def need_room(folder: str | os.PathLike[str], size: int) -> None:
+    """Make sure that so many bytes more leave the file system something for the run's record, which must not fail.
+
+    Raises:
+        MachineError: they do not.
+    """
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return  # the writing itself will tell what is wrong with the folder
+    free = found.f_bavail * found.f_frsize
+    if size + min(_RESERVE, found.f_blocks * found.f_frsize // 20) > free:
+        raise MachineError(f"needs {size / 1e6:,.1f} MB, and {folder} has {free / 1e6:,.1f} MB left")
 
 
 def discard_newer(folder: str | os.PathLike[str], version: int) -> list[Path]:

@@ -24,7 +24,7 @@ from hpcdml.mpi.tags import FINAL_STATE
 from hpcdml.parameters import FlatModel, Layout, WireVector
 from hpcdml.protocol.server import Round, Server
 from hpcdml.storage.checkpoint import Checkpoint
-from hpcdml.storage.checkpoint_folder import write_checkpoint
+from hpcdml.storage.checkpoint_folder import need_room, write_checkpoint
 from hpcdml.storage.image import unpack
 from hpcdml.storage.run_file import CHECKPOINT_FOLDER, RunWriter
 from hpcdml.storage.seal import write_fully
@@ -43,6 +43,7 @@ class _Spool:
         records: blocks of step records that its worker had sent before.
     """
 
+    folder: Path
     file: BinaryIO | None = None
     error: str = ""
     received: int = 0
@@ -53,17 +54,19 @@ class _Spool:
     def open(cls, folder: Path) -> _Spool:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            return cls(tempfile.TemporaryFile(dir=folder))
+            return cls(folder, tempfile.TemporaryFile(dir=folder))
         except OSError as error:
-            return cls(error=f"{folder}: {error.strerror}")
+            return cls(folder, error=f"{folder}: {error.strerror}")
 
     def take(self, event: StateArrived) -> None:
         if self.file is not None:
             try:
+                if not self.received:
+                    need_room(self.folder, event.total)
                 write_fully(self.file.fileno(), event.data.data, event.offset)
-            except OSError as error:
+            except (OSError, MachineError) as error:
                 self.file.close()
-                self.file, self.error = None, error.strerror or str(error)
+                self.file, self.error = None, str(error)
         self.received += len(event.data)
         self.total, self.records = event.total, event.records
 
@@ -101,6 +104,10 @@ class _Copies:
         self.outer = {name: self._of(vector) for name, vector in aggregator.outer.state.items()}
         narrowed = aggregator.narrowed
         self.narrowed = {} if narrowed is None else {n: self._of(getattr(narrowed, n)) for n in ("out", "residual")}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(target.layout.nbytes for target, _ in self._pairs)
 
     def copy(self, chunk: int) -> None:
         for target, source in self._pairs:
@@ -153,6 +160,7 @@ class Checkpoints:
         self._copies: _Copies | None = None
         self._cut: _Cut | None = None
         self._final: dict[int, _Spool] = {}
+        self._failing = False
         # It mostly waits for the disk, and what is lost at a kill grows with the time that it takes.
         self._thread = Background("checkpoint", niceness=0)
 
@@ -268,16 +276,21 @@ class Checkpoints:
                 config=config,
                 environment=environment,
             )
+            need_room(self.folder, sum(spool.received for spool in cut.spools.values()) + self._copies_bytes())
             path = write_checkpoint(
                 self.folder, found, keep_last=self.options.keep_checkpoints, keep_every=self.options.keep_every
             )
             self.writer.event(cut.seconds, 0, "checkpoint", path.name)
+            self._failing = False
         except (HpcdmlError, OSError) as error:
-            self._warn(cut.seconds, f"checkpoint {cut.version}: {error}")
+            self._warn(cut.seconds, cut.version, str(error))
         finally:
             for spool in cut.spools.values():
                 if spool.file is not None:
                     spool.file.close()
+
+    def _copies_bytes(self) -> int:
+        return 0 if self._copies is None else self._copies.nbytes
 
     def _parameters(self, cut: _Cut) -> dict[str, Any]:
         """The version by the names of the ``state_dict``, in the model's types."""
@@ -308,7 +321,12 @@ class Checkpoints:
             "narrowed": {name: _segments(vector) for name, vector in copies.narrowed.items()},
         }
 
-    def _warn(self, seconds: float, text: str) -> None:
+    def _warn(self, seconds: float, version: int, reason: str) -> None:
+        """Tell of a failure, once until one succeeds again."""
+        if self._failing:
+            return
+        self._failing = True
+        text = f"checkpoint {version}: {reason}"
         print(f"hpcdml: warning: {text}; training goes on", file=sys.stderr, flush=True)
         self.writer.event(seconds, 0, "warning", text)
 
