@@ -63,7 +63,9 @@ def test_each_look_takes_in_what_is_new(tmp_path: Path) -> None:
         for number in range(1, 101):
             run.append("steps", step(1, number, 0.05))
         run.append("pushes", PUSHES.rows((1, 1, 5.0, 0, 1, 0, 4, 128), (1, 2, 9.0, 0, 2, 1, 8, 128)))
-        run.append("rounds", ROUNDS.rows((1, 5.0, 1, 4, 128, 0.1, 10, 2.0), (2, 9.0, 1, 8, 256, 0.1, 10, 1.5)))
+        run.append(
+            "rounds", ROUNDS.rows((1, 5.0, 1, 4, 128, 0.1, 10, 2.0, 0, 1), (2, 9.0, 1, 8, 256, 0.1, 10, 1.5, 0, 2))
+        )
         run.append("evaluations", EVALUATIONS.rows((1, 5.0, 128, 0.9, 0.5, 0.1), (2, 9.0, 256, 0.8, 0.6, 0.1)))
         run.flush(force=True)
         now = live.look(time.time())
