@@ -15,11 +15,9 @@ from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from hpcdml.training.data.sampler import check_arguments, check_state, shard_sizes
+from hpcdml.training.data.sampler import Indices, Shard, check_state
 
-Indices = npt.NDArray[np.int64]
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -69,7 +67,7 @@ class _Pass:
     starts: Indices
 
 
-class BlockSampler:
+class BlockSampler(Shard):
     """A ``Sampler`` that draws from one window after the other; ``take`` tells them, for those who hold them in memory.
 
     Args:
@@ -88,30 +86,14 @@ class BlockSampler:
         seed: int,
         weights: Sequence[float] = (),
     ) -> None:
-        check_arguments(worker, workers, batch_size, seed)
-        sizes = shard_sizes(int(counts.sum()), workers, weights)
+        super().__init__(int(counts.sum()), worker, workers, batch_size, seed, weights)
         self._counts = counts
         self._firsts: Indices = np.cumsum(counts) - counts
         self._blocks = window
         self._worker = worker
-        self._seed = seed
-        self._start = sum(sizes[:worker])
-        self._size = sizes[worker]
-        self._batch = min(batch_size, self._size)
         self._passes: dict[int, _Pass] = {}
         self._windows: dict[tuple[int, int], Window] = {}
         self._number = 0
-        self._position = 0
-
-    @property
-    def size(self) -> int:
-        """Samples of this worker in one pass."""
-        return self._size
-
-    @property
-    def batch_size(self) -> int:
-        """Samples of every minibatch."""
-        return self._batch
 
     @property
     def state(self) -> tuple[int, int]:

@@ -40,7 +40,49 @@ class Sampler(Protocol):
         """
 
 
-class ShardSampler:
+class Shard:
+    """One worker's part of every pass: ``_size`` samples, behind ``_start`` of the workers before it."""
+
+    def __init__(
+        self, length: int, worker: int, workers: int, batch_size: int, seed: int, weights: Sequence[float]
+    ) -> None:
+        """Check the arguments and divide the samples.
+
+        Args:
+            length: number of samples of all workers together.
+            worker: this worker, counted from 0.
+            batch_size: samples of a minibatch; a shard smaller than that is one minibatch.
+            weights: relative size of each worker's shard; empty for equal shards.
+
+        Raises:
+            UsageError: fewer samples than workers, or weights that are not one positive number for each worker.
+            ValueError: ``worker`` is not one of ``workers``, or ``batch_size`` or ``seed`` is out of range.
+        """
+        if not 0 <= worker < workers:
+            raise ValueError(f"worker must be from 0 to {workers - 1}, got {worker}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {seed}")
+        sizes = shard_sizes(length, workers, weights)
+        self._seed = seed
+        self._start = sum(sizes[:worker])
+        self._size = sizes[worker]
+        self._batch = min(batch_size, self._size)
+        self._position = 0
+
+    @property
+    def size(self) -> int:
+        """Samples of this worker in one pass."""
+        return self._size
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of every minibatch."""
+        return self._batch
+
+
+class ShardSampler(Shard):
     """An endless stream of full minibatches of one worker's shard.
 
     All workers permute the same indices by the same seed, so the shards of a pass cover every sample exactly once
@@ -56,37 +98,10 @@ class ShardSampler:
         seed: int,
         weights: Sequence[float] = (),
     ) -> None:
-        """Set the stream to the start of pass 0.
-
-        Args:
-            length: number of samples of all workers together.
-            worker: this worker, counted from 0.
-            batch_size: samples of a minibatch; a shard smaller than that is one minibatch.
-            weights: relative size of each worker's shard; empty for equal shards.
-
-        Raises:
-            UsageError: fewer samples than workers, or weights that are not one positive number for each worker.
-            ValueError: ``worker`` is not one of ``workers``, or ``batch_size`` or ``seed`` is out of range.
-        """
-        check_arguments(worker, workers, batch_size, seed)
-        sizes = shard_sizes(length, workers, weights)
+        """Set the stream to the start of pass 0; arguments and errors as for ``Shard``."""
+        super().__init__(length, worker, workers, batch_size, seed, weights)
         self._length = length
-        self._seed = seed
-        self._start = sum(sizes[:worker])
-        self._size = sizes[worker]
-        self._batch = min(batch_size, self._size)
-        self._position = 0
         self._open(0)
-
-    @property
-    def size(self) -> int:
-        """Samples of this worker in one pass."""
-        return self._size
-
-    @property
-    def batch_size(self) -> int:
-        """Samples of every minibatch."""
-        return self._batch
 
     @property
     def state(self) -> tuple[int, int]:
@@ -122,20 +137,6 @@ class ShardSampler:
         self._shard: Indices = order[self._start : self._start + self._size].astype(np.int64)
         self._pass = number
         self._position = 0
-
-
-def check_arguments(worker: int, workers: int, batch_size: int, seed: int) -> None:
-    """Check what every sampler is made of.
-
-    Raises:
-        ValueError: a number is out of range.
-    """
-    if not 0 <= worker < workers:
-        raise ValueError(f"worker must be from 0 to {workers - 1}, got {worker}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
 
 
 def check_state(state: tuple[int, int], size: int) -> tuple[int, int]:
