@@ -98,7 +98,6 @@ class _Copies:
     """Copies of the global parameters and of what belongs to them."""
 
     def __init__(self, aggregator: Aggregator) -> None:
-        self.aggregator = aggregator
         self._pairs: list[tuple[WireVector, WireVector]] = []
         self.x = self._of(aggregator.x)
         self.outer = {name: self._of(vector) for name, vector in aggregator.outer.state.items()}

@@ -23,7 +23,7 @@ from hpcdml.training.setup import Setup
 from hpcdml.training.staging import make_staging
 from hpcdml.training.stop_signals import StopSignals
 from hpcdml.training.worker_loop import WorkerLoop
-from hpcdml.training.worker_state import WorkerState, random_state, set_random_state
+from hpcdml.training.worker_state import WorkerState, contained_samples, random_state, set_random_state
 
 
 class WorkerJob:
@@ -113,7 +113,7 @@ class WorkerJob:
             # About as much of every shard as of the whole has been seen in this pass.
             whole, share = divmod(part["pass"], 1.0)
             sampler.restore((int(whole), int(share * sampler.size) // sampler.batch_size * sampler.batch_size))
-        samples = self.state.contained(tree) if part["own"] else 0
+        samples = contained_samples(tree) if part["own"] else 0
         self.state.machine.restart(part["version"], part["seen"], part["clock"], samples, part["sequence"])
 
 

@@ -130,10 +130,11 @@ class WorkerState:
             self.channel.send(*self._again)
             self._again = None
 
-    def contained(self, tree: dict[str, Any]) -> int:
-        """Training samples of a saved worker that the server's saved state contains."""
-        sent = tree.get("push")
-        return int(tree["machine"]["_pushed"]) - (int(sent["header"]["samples"]) if sent else 0)
+
+def contained_samples(tree: dict[str, Any]) -> int:
+    """Training samples of a saved worker that the server's saved state contains."""
+    sent = tree.get("push")
+    return int(tree["machine"]["_pushed"]) - (int(sent["header"]["samples"]) if sent else 0)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
