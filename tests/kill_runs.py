@@ -9,19 +9,15 @@ process of the job at a random time. Each run is resumed until it ends; its accu
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import launch
 from hpcdml.errors import UsageError
@@ -37,35 +33,28 @@ LIMIT = 600.0
 
 def start(folder: Path, seed: int, fault: str | None) -> tuple[subprocess.Popen[str], str]:
     """Start the job; its processes have a mark in their environment."""
-    mark = uuid.uuid4().hex
     arguments = ["-m", "hpcdml", "train", *OPTIONS, "--seed", str(seed), "--output", str(folder)]
     command = [launch.find_mpirun() or "mpirun", "-n", "3", sys.executable, *arguments]
-    env = {**os.environ, **launch.AS_ROOT, **launch.OVERSUBSCRIBE, launch.MARK: mark}
-    if fault is not None:
-        env["HPCDML_FAULT"] = fault
-    quiet: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, env=env, start_new_session=True, **quiet), mark
+    return launch.start(command, None if fault is None else {"HPCDML_FAULT": fault})
 
 
 def kill_all(job: subprocess.Popen[str], mark: str) -> None:
     """SIGKILL to all ranks and to the launcher."""
-    for pid in launch.processes(mark):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    launch.kill(mark)
     job.wait()
 
 
 def end(job: subprocess.Popen[str], mark: str) -> tuple[int, str]:
     """Wait for a job; one that hangs is killed, and counts as such."""
     try:
-        out, _ = job.communicate(timeout=LIMIT)
+        out, err = job.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
         kill_all(job, mark)
         return -1, "hangs"
     deadline = time.monotonic() + 10
     while launch.processes(mark) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return job.returncode, out
+    return job.returncode, out + err
 
 
 def version_of(path: Path | None) -> int:
@@ -99,7 +88,7 @@ def one_run(folder: Path, seed: int, kills: int, draw: random.Random, found: Cou
             # Startup takes some seconds; afterwards the run lasts for a few.
             time.sleep(draw.uniform(0.0, 9.0))
             kill_all(job, mark)
-            status, out = 137, job.stdout.read() if job.stdout else ""
+            status, out = 137, job.stderr.read() if job.stderr else ""
         else:
             status, out = end(job, mark)
         if status == 2:

@@ -83,6 +83,26 @@ def run(
     cwd: str | os.PathLike[str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command that may start processes anywhere below it; as ``mpirun``, which is the usual one."""
+    child, mark = start(command, env, cwd)
+    try:
+        out, err = child.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        out, err = _stop(child, mark)
+        raise JobHangs(_story(f"still running after {timeout:g} s", command, out, err)) from None
+    except BaseException:  # an interrupt, or pytest's own timeout
+        _stop(child, mark)
+        raise
+    left = _wait_for_end(mark)
+    if left:
+        kill(mark)
+        raise JobLeftProcesses(_story(f"ended and left {', '.join(left)}", command, out, err))
+    return subprocess.CompletedProcess(command, child.returncode, out, err)
+
+
+def start(
+    command: list[str], env: Mapping[str, str] | None = None, cwd: str | os.PathLike[str] | None = None
+) -> tuple[subprocess.Popen[str], str]:
+    """Start a command as ``run`` does, and leave it running; returns the mark of its processes as well."""
     mark = uuid.uuid4().hex
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(OF_ANOTHER_JOB)}
     child = subprocess.Popen(
@@ -96,19 +116,7 @@ def run(
         errors="replace",
         start_new_session=True,
     )
-    try:
-        out, err = child.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        out, err = _stop(child, mark)
-        raise JobHangs(_story(f"still running after {timeout:g} s", command, out, err)) from None
-    except BaseException:  # an interrupt, or pytest's own timeout
-        _stop(child, mark)
-        raise
-    left = _wait_for_end(mark)
-    if left:
-        _kill(mark)
-        raise JobLeftProcesses(_story(f"ended and left {', '.join(left)}", command, out, err))
-    return subprocess.CompletedProcess(command, child.returncode, out, err)
+    return child, mark
 
 
 def processes(mark: str) -> dict[int, str]:
@@ -134,14 +142,15 @@ def _stop(child: subprocess.Popen[str], mark: str) -> tuple[str, str]:
     child.send_signal(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         child.wait(2)
-    _kill(mark)
+    kill(mark)
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     out, err = child.communicate()
     return out, err
 
 
-def _kill(mark: str) -> None:
+def kill(mark: str) -> None:
+    """SIGKILL to all processes that have the mark, until none is left."""
     deadline = time.monotonic() + LEAVING_SECONDS
     while (left := processes(mark)) and time.monotonic() < deadline:
         for pid in left:

@@ -164,12 +164,28 @@ class Cluster:
                     self.down[rank].append(self.server.message(action.round, rank))
 
 
-def finish(cluster: Cluster, steps: int) -> None:
+def begun(policy: str, workers: int, seed: int, turns: int) -> Cluster:
+    """A cluster after so many events at least, where it may be marked."""
+    cluster = Cluster(policy, workers, random.Random(seed))
+    cluster.start()
+    for _ in range(turns):
+        cluster.turn()
+    # A collective round has a clean cut only where a version was just made.
+    while not cluster.server.may_mark or cluster.server.version == 0:
+        cluster.turn()
+    return cluster
+
+
+def end(cluster: Cluster, steps: int) -> None:
     for _ in range(steps):
         assert cluster.turn(), "nobody can do anything any more"
     cluster._answer(cluster.server.request_stop())
     while not cluster.server.finished:
         assert cluster.turn(), "a worker never learned of the stop"
+
+
+def finish(cluster: Cluster, steps: int) -> None:
+    end(cluster, steps)
     for rank, node in cluster.nodes.items():
         mine = sorted(step for worker, step in cluster.x if worker == rank)
         assert mine == list(range(1, node.machine.clock + 1)), f"rank {rank}: steps lost or counted twice"
@@ -181,13 +197,7 @@ def finish(cluster: Cluster, steps: int) -> None:
 def test_every_step_is_in_one_place_and_a_run_goes_on_from_there(
     policy: str, seed: int, workers: int, before: int
 ) -> None:
-    cluster = Cluster(policy, workers, random.Random(seed))
-    cluster.start()
-    for _ in range(before):
-        cluster.turn()
-    # A collective round has a clean cut only where a version was just made.
-    while not cluster.server.may_mark or cluster.server.version == 0:
-        cluster.turn()
+    cluster = begun(policy, workers, seed, before)
     cluster.mark()
     for _ in range(2000):
         if len(cluster.saved) == workers:
@@ -226,18 +236,9 @@ def test_another_number_of_workers_goes_on_from_a_saved_state(
     policy: str, seed: int, before: int, after: int, turns: int
 ) -> None:
     """What was not in the parameters is dropped, nobody waits for a newcomer, and the counts go on."""
-    cluster = Cluster(policy, before, random.Random(seed))
-    cluster.start()
-    for _ in range(turns):
-        cluster.turn()
-    while not cluster.server.may_mark or cluster.server.version == 0:
-        cluster.turn()
+    cluster = begun(policy, before, seed, turns)
     state = cluster.server.state()
     again = Cluster(policy, after, random.Random(seed + 1))
     again.restart(state, state["clock"])
-    for _ in range(200):
-        assert again.turn(), "nobody can do anything any more"
-    again._answer(again.server.request_stop())
-    while not again.server.finished:
-        assert again.turn(), "a worker never learned of the stop"
+    end(again, 200)
     assert again.server.version > state["version"] and again.server.samples > state["samples"]

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -29,16 +28,9 @@ OPTIONS = ["--step-seconds", "0.002", "--threads", "1", "--lr", "0.1"]
 
 def signalled(folder: Path, policy: str, rank: int, number: int) -> tuple[int, str]:
     """Train, send a signal to one rank when the first versions are made, and wait for the end."""
-    mark = uuid.uuid4().hex
     options = ["--policy", policy, "--epochs", "5000", *OPTIONS, "--output", str(folder)]
-    job = subprocess.Popen(
-        [launch.find_mpirun() or "mpirun", "-n", "3", sys.executable, "-m", "hpcdml", "train", *options],
-        env={**os.environ, **launch.AS_ROOT, **launch.OVERSUBSCRIBE, launch.MARK: mark},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    command = [launch.find_mpirun() or "mpirun", "-n", "3", sys.executable, "-m", "hpcdml", "train", *options]
+    job, mark = launch.start(command)
     try:
         deadline = time.monotonic() + 100
         while time.monotonic() < deadline:
@@ -48,12 +40,10 @@ def signalled(folder: Path, policy: str, rank: int, number: int) -> tuple[int, s
                     break
         (pid,) = (p for p in launch.processes(mark) if _rank(p) == rank)
         os.kill(pid, number)
-        out, _ = job.communicate(timeout=60)
-        return job.returncode, out
+        out, err = job.communicate(timeout=60)
+        return job.returncode, out + err
     finally:
-        for pid in launch.processes(mark):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        launch.kill(mark)
         job.wait()
 
 
