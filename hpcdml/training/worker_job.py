@@ -85,19 +85,21 @@ class WorkerJob:
             flat,
             self.channel,
             staging,
-            step,
+            step.model,
             poll,
             config.run.progress,
             self.state,
             config.run.checkpoints,
             script,
             signals,
+            step.schedule,
         )
+        self.step = step
 
     def run(self, start: float) -> int:
         """Train until the server says stop and everything has been sent."""
         set_random_state(self.random, self.device)
-        self.loop.run(start)
+        self.loop.run(start, self.step)
         self.channel.close()
         return 0
 
