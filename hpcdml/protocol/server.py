@@ -23,7 +23,7 @@ class Round:
         version: the version that the round makes, or carries if it has no payload.
         recipients: ranks that the new version is sent to.
         stop: the message tells its recipients to stop; then it has no payload.
-        share: members with a payload / live workers.
+        share: members with a payload / live workers; without those that have left of their own accord before.
         settled: the values cannot change before all recipients have received them.
         samples: training samples in the version, of all workers together.
     """
@@ -92,6 +92,7 @@ class Server:
         self._sequence = {worker: 0 for worker in self.live}
         self._last_samples = {worker: 0 for worker in self.live}
         self._final: set[int] = set()
+        self._left: set[int] = set()
         self._held: set[int] = set()
         self._open: Round | None = None
 
@@ -184,6 +185,8 @@ class Server:
         current.pushes[worker] = push
         if push.flags & FINAL:
             self._final.add(worker)
+            if not self.stopping:
+                self._left.add(worker)  # of its own accord: the others go on without it
         actions: list[Action] = [Join(current, push)]
         if all(w in current.pushes or w not in self.live for w in current.members):
             actions += self._seal(current)
@@ -246,7 +249,8 @@ class Server:
         current.version = self.version
         current.recipients = tuple(sorted(recipients))
         current.stop = self.stopping
-        current.share = len(current.contributors) / max(1, len(self.live))
+        among = (self.live - self._left) | set(current.contributors)
+        current.share = len(current.contributors) / max(1, len(among))
         # Where this holds, no worker can push again, and so change the values, before it has this message whole.
         current.settled = recipients >= self.active and (self.policy.collective or len(self.active) == 1)
         current.samples = self.samples

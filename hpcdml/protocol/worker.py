@@ -95,6 +95,7 @@ class Worker:
         self._slowest = 0
         self._sequence = 0
         self._awaiting = False
+        self._ending = False
         self._message: Global | None = None
         self._last: Push | None = None
 
@@ -151,11 +152,18 @@ class Worker:
         self.samples += samples
         self.unsent += 1
 
+    def end(self) -> None:
+        """Take no more steps: the final push follows as soon as the last one has been answered."""
+        self._ending = True
+
     def decide(self) -> list[Action]:
         """What to do now; the last action is ``Train``, ``Wait`` or ``Stop``."""
         actions: list[Action] = []
         message = self._message
-        if message is not None and message.stop:
+        if self._ending and message is None and self._awaiting:
+            # Two pushes of one worker must not belong to one round.
+            return [Wait()]
+        if self._ending or (message is not None and message.stop):
             self.stopped = True
             taken = [TakeUpdate(keep=False)] if self.unsent else []
             return [*taken, SendPush(self._push(FINAL)), Stop()]

@@ -69,7 +69,7 @@ class WorkerJob:
             start = setup.sampler.state
             step = compile_step(step, *step.batches())
             setup.sampler.restore(start)
-        staging = make_staging(flat.layout, flat.device, _direct(config, world, flat.device))
+        staging = make_staging(flat.layout, flat.device, direct(config, world, flat.device))
         machine = Worker(world.rank, make_policy(config.policy), len(world.workers))
         self.channel = WorkerChannel(
             world.comm, world.run_id, staging.pull, staging.push, staging.ready, staging.landed
@@ -119,7 +119,7 @@ class WorkerJob:
         self.state.machine.restart(part["version"], part["seen"], part["clock"], samples, part["sequence"])
 
 
-def _direct(config: TrainConfig, world: World, device: torch.device) -> bool:
+def direct(config: TrainConfig, world: World, device: torch.device) -> bool:
     """Whether MPI is given the GPU's memory: asked for, and it passes the test."""
     if not config.run.cuda_aware or device.type != "cuda":
         return False
