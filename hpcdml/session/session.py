@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
@@ -20,13 +22,16 @@ from hpcdml.session.options import configure
 
 
 class Session:
-    """Trains the model of a ``with`` block's own loop together with the other ranks of the MPI job.
+    """Trains the model of one's own loop together with the other ranks of the MPI job.
 
     Started by ``python`` the loop runs as it is, in one process without MPI. Started by ``mpirun -n N`` rank 0 is the
     parameter server and every other rank a worker: steps of the optimizer are local steps, and what the policy says
     happens within ``optimizer.step()``. Rank 0 gets no minibatches: it serves within its first loop over them, until
-    every worker's loop has ended. After the loop over ``epochs``, or else after the block, every rank's model holds the
+    every worker's loop has ended. After the loop over ``epochs``, or else after ``finish``, every rank's model holds the
     final global parameters.
+
+    Use it as a context manager, or call ``start`` before the loop. An exception on one rank ends all ranks with one line
+    and status 1; a worker that breaks out of its loop leaves, and the others go on.
 
     Parameters stay the same objects, and so do the names and shapes of ``state_dict``. Whatever else the loop does,
     such as schedulers, clipping, accumulation, autocast and a ``GradScaler``, it goes on doing; a step that the scaler
@@ -90,6 +95,22 @@ class Session:
             return
         self.finish()
 
+    def start(self) -> Session:
+        """Begin, without a ``with`` block: the session ends after the loop over ``epochs``, or with the program."""
+        self.__enter__()
+        if self._meeting is not None:
+            before = sys.excepthook
+
+            def fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+                if self._finished:
+                    before(kind, error, trace)
+                else:
+                    self._meeting.fail(error)
+
+            sys.excepthook = fail
+            atexit.register(self.finish)
+        return self
+
     def epochs(self, count: int | None = None) -> Iterator[int]:
         """Count epochs of this process's loop, from 0, until there are ``count``, or the server says stop.
 
@@ -138,9 +159,15 @@ class Session:
         self._part.loss(loss)
         return loss
 
+    def drawn(self, samples: int) -> None:
+        """Tell that a minibatch of so many samples is trained on, which did not come from ``batches``."""
+        self._part.drawn(samples, 0.0)
+
     def finish(self) -> None:
-        """End this process's part; afterwards the model holds the final parameters. Every rank calls it, by itself,
-        after its loop over ``epochs`` or at the end of the block.
+        """End this process's part; afterwards the model holds the final parameters.
+
+        Called by itself after the loop over ``epochs``, at the end of a ``with`` block and at the end of the program.
+        It waits for all ranks.
         """
         if not self._finished:
             self._finished = True
