@@ -27,11 +27,11 @@ class Session:
     Started by ``python`` the loop runs as it is, in one process without MPI. Started by ``mpirun -n N`` rank 0 is the
     parameter server and every other rank a worker: steps of the optimizer are local steps, and what the policy says
     happens within ``optimizer.step()``. Rank 0 gets no minibatches: it serves within its first loop over them, until
-    every worker's loop has ended. After the loop over ``epochs``, or else after ``finish``, every rank's model holds the
-    final global parameters.
+    every worker's loop has ended. After the loop over ``epochs``, or else after ``finish``, every rank's model holds
+    the final global parameters.
 
-    Use it as a context manager, or call ``start`` before the loop. An exception on one rank ends all ranks with one line
-    and status 1; a worker that breaks out of its loop leaves, and the others go on.
+    Use it as a context manager, or call ``start`` before the loop. An exception on one rank ends all ranks with one
+    line and status 1; a worker that breaks out of its loop leaves, and the others go on.
 
     Parameters stay the same objects, and so do the names and shapes of ``state_dict``. Whatever else the loop does,
     such as schedulers, clipping, accumulation, autocast and a ``GradScaler``, it goes on doing; a step that the scaler
