@@ -29,14 +29,15 @@ def take_part(
     meeting = Meeting(configure, debug)
     try:
         config, world = meeting.config, meeting.world
-        flat = meeting.flatten(model, optimizer)
+        home = next((p.device for p in model.parameters()), torch.device("cpu"))
+        flat = meeting.flatten(model)
         about = meeting.about()
 
         def part() -> ServerPart | WorkerPart:
             if not world.is_server:
                 return WorkerPart(config, world, flat, optimizer)
             record = described(config, model, optimizer, evaluation is not None)
-            return ServerPart(record, world, flat, optimizer, evaluation, about)
+            return ServerPart(record, world, flat, optimizer, evaluation, about, home)
 
         made = meeting.make(part)
         made.start(time.perf_counter())

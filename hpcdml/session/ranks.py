@@ -19,6 +19,7 @@ from hpcdml.mpi.world import World, abort, barrier, gather, hosts, join_world, s
 from hpcdml.parameters import FlatModel
 from hpcdml.session.options import in_python
 from hpcdml.training.devices import pick_device, set_threads
+from hpcdml.training.resumption import OWN_LOOP
 from hpcdml.training.setup import WIRE_DTYPES, AgreedFailure, compare_options, share_values, together
 
 T = TypeVar("T")
@@ -39,8 +40,8 @@ class Meeting:
         self.config = config
         self._agreed(self._compare)
 
-    def flatten(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> FlatModel:
-        """The model, whose values are the server's from now on, on every rank alike.
+    def flatten(self, model: nn.Module) -> FlatModel:
+        """The model, whose values are the server's from now on, on every rank alike; the server's goes to the CPU.
 
         Raises:
             SystemExit: something is wrong on any rank, and its line has been printed.
@@ -137,7 +138,7 @@ def described(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Opti
     rate = float(optimizer.param_groups[0].get("lr", 0.0))
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, dataset=f"{script} (own loop)", batch_size=0),
+        data=dataclasses.replace(config.data, dataset=f"{script} {OWN_LOOP}", batch_size=0),
         model=dataclasses.replace(config.model, model=type(model).__name__, loss="own"),
         optimizer=dataclasses.replace(config.optimizer, optimizer=type(optimizer).__name__, lr=rate),
         run=config.run if watched else dataclasses.replace(config.run, eval_seconds=1e9),

@@ -52,6 +52,7 @@ class ServerPart:
 
     Args:
         about: what the record says of the ranks.
+        home: the device where the user has the model, to which it returns at the end.
 
     Attributes:
         worker: None, as the server trains nothing.
@@ -70,6 +71,7 @@ class ServerPart:
         optimizer: torch.optim.Optimizer,
         evaluation: Evaluate | None,
         about: Mapping[str, str],
+        home: torch.device,
     ) -> None:
         self.config = config
         self.world = world
@@ -79,6 +81,7 @@ class ServerPart:
         self.model = OwnModel(flat, evaluation)
         self.job = ServerJob(config, world, self.model, about, None, None, StopSignals())
         self._optimizer = optimizer
+        self._home = home
         self._start = 0.0
         self._served = False
 
@@ -117,6 +120,7 @@ class ServerPart:
         self.opened(None)
         self._hook.remove()
         agree_on_end(self.world, self.model.flat, 0)
+        self.model.flat.model.to(self._home)
 
 
 def _refuse(*unused: Any) -> None:
