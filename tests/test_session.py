@@ -66,7 +66,8 @@ def test_what_cannot_be_divided_is_left_as_it_is(capsys: pytest.CaptureFixture[s
             return iter(range(5))
 
     loader = DataLoader(Stream(), batch_size=2)
-    assert shard(loader, 0, 2, 0) is loader and shard([1, 2], 0, 2, 0) == [1, 2]
+    assert shard(loader, 0, 2, 0, tell=True) is loader and shard([1, 2], 0, 2, 0, tell=True) == [1, 2]
+    assert shard(loader, 1, 2, 0) is loader
     assert capsys.readouterr().err.splitlines() == [
         f"hpcdml: note: {what} cannot be divided: every worker reads all of it (shard=False: as it should)"
         for what in ("an iterable data set", "a list")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler, Sampler
@@ -91,7 +91,7 @@ class Batches:
             yield batch
 
 
-def shard(loader: Iterable[Any], worker: int, workers: int, seed: int) -> Iterable[Any]:
+def shard(loader: Iterable[Any], worker: int, workers: int, seed: int, tell: bool = False) -> Iterable[Any]:
     """The loader of one worker's part of the data; with minibatches of the same size, and as many for every worker.
 
     A shuffled loader is shuffled anew, alike on all workers, in every pass. Samplers of the user's own stay, and every
@@ -100,20 +100,21 @@ def shard(loader: Iterable[Any], worker: int, workers: int, seed: int) -> Iterab
 
     Args:
         worker: this worker, counted from 0.
+        tell: whether this rank is the one that writes the note.
 
     Raises:
         UsageError: there is less than one sample for each worker.
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        if worker == 0 and workers > 1:
+        if tell and workers > 1:
             what = "an iterable data set" if isinstance(loader, DataLoader) else f"a {type(loader).__name__}"
             text = f"hpcdml: note: {what} cannot be divided: every worker reads all of it (shard=False: as it should)"
             print(text, file=sys.stderr, flush=True)
         return loader
-    if len(loader.dataset) < workers:
+    length = len(cast(Sized, loader.dataset))
+    if length < workers:
         raise UsageError(
-            f"Session.batches: {len(loader.dataset)} samples cannot be shared by {workers} workers; "
-            "each needs at least one"
+            f"Session.batches: {length} samples cannot be shared by {workers} workers; each needs at least one"
         )
     options: dict[str, Any] = {
         name: getattr(loader, name)
@@ -124,7 +125,7 @@ def shard(loader: Iterable[Any], worker: int, workers: int, seed: int) -> Iterab
     if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
         return DataLoader(loader.dataset, batch_sampler=EveryNth(loader.batch_sampler, worker, workers), **options)
     shuffled = type(loader.sampler) is RandomSampler and not loader.sampler.replacement
-    whole = getattr(loader.sampler, "num_samples", len(loader.dataset)) == len(loader.dataset)
+    whole = getattr(loader.sampler, "num_samples", length) == length
     sampler: Sampler[Any]
     if whole and (shuffled or type(loader.sampler) is torch.utils.data.SequentialSampler):
         # Padded: every worker has as many samples, though some may then come twice in a pass.

@@ -92,7 +92,7 @@ class ServerPart:
 
     def shard(self, loader: Iterable[Any]) -> Iterable[Any]:
         """The first worker's part of a loader, for its length."""
-        return shard(loader, 0, self.workers, self.config.run.seed)
+        return shard(loader, 0, self.workers, self.config.run.seed, tell=True)
 
     def opened(self, epoch_samples: int | None) -> None:
         """A pass begins: serve until all workers have ended."""
