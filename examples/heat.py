@@ -42,13 +42,14 @@ class Solutions(Dataset):
     """Samples read one at a time from the file, which each process opens for itself."""
 
     def __init__(self, path: Path) -> None:
-        self.file = h5py.File(path, "r")
+        file = h5py.File(path, "r")
+        self.x, self.y = file["x"], file["y"]
 
     def __len__(self) -> int:
-        return len(self.file["x"])
+        return len(self.x)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.from_numpy(self.file["x"][index]), torch.from_numpy(self.file["y"][index])
+        return torch.from_numpy(self.x[index]), torch.from_numpy(self.y[index])
 
 
 @torch.no_grad()
@@ -61,7 +62,7 @@ def error(model: nn.Module, test: Subset) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--output", default="runs/example-heat")
     options = parser.parse_args()
 

@@ -215,14 +215,14 @@ def stream(output: str) -> Outcome:
 
 @case
 def raises(output: str) -> Outcome:
-    """The second worker's loop fails."""
+    """The second worker's loop fails, without a ``with`` block."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    with hpcdml.Session(model, optimizer, output=output) as session:
-        for number, (x, y) in enumerate(session.batches(DataLoader(data(), batch_size=8))):
-            step(session, model, optimizer, x, y)
-            if session.worker == 1 and number == 5:
-                raise RuntimeError("the disk is\non fire")
+    session = hpcdml.Session(model, optimizer, output=output).start()
+    for number, (x, y) in enumerate(session.batches(DataLoader(data(), batch_size=8))):
+        step(session, model, optimizer, x, y)
+        if session.worker == 1 and number == 5:
+            raise RuntimeError("the disk is\non fire")
     return model, {}
 
 

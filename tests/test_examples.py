@@ -24,8 +24,8 @@ SCRIPTS = {"classifier": "runs/classifier", "scheduled": "runs/scheduled", "modu
 def examples(folder: Path) -> list[str]:
     return [
         f"{ROOT}/examples/digits.py --epochs 4 --output {folder}/digits",
-        f"{ROOT}/examples/characters.py --samples 6000 --output {folder}/characters",
-        f"{ROOT}/examples/heat.py --epochs 12 --output {folder}/heat",
+        f"{ROOT}/examples/characters.py --samples 5000 --output {folder}/characters",
+        f"{ROOT}/examples/heat.py --epochs 8 --output {folder}/heat",
     ]
 
 
@@ -36,7 +36,7 @@ def check_examples(said: str) -> None:
     assert accuracy and losses and error, said
     assert float(accuracy[1]) > 0.9  # a tenth without training
     assert float(losses[2]) < 0.75 * float(losses[1])
-    assert float(error[1]) < 0.05  # 1 for the mean of all solutions
+    assert float(error[1]) < 0.1  # 1 for the mean of all solutions
 
 
 def alone(folder: Path, scripts: list[str]) -> str:
