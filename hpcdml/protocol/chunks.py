@@ -130,10 +130,12 @@ class ChunkSchedule:
         limit = self.chunks
         for track in list(self._tracks):
             yield from self._advance(track, limit, room)
-            limit = track.closed
             if track.round.sealed and track.closed == self._wanted(track):
+                # Those that follow wait for it no longer, though it may have closed no chunk: a message to stop.
                 self._forget(track)
                 yield Done(track.round)
+            else:
+                limit = track.closed
 
     def _advance(self, track: _Track, limit: int, room: Callable[[Round, int], bool]) -> Iterator[Operation]:
         # A round may add a chunk only when the round before has closed it: there is one sum of a chunk at a time.
