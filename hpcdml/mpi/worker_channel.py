@@ -6,6 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -84,6 +85,7 @@ class WorkerChannel:
         self._started = 0
         self._sent = 0
         self._header_sent = True
+        self._header: tuple[Push, Callable[[], float | None]] | None = None
         self.moved = False
         self.mark: Global | None = None
 
@@ -127,17 +129,20 @@ class WorkerChannel:
             self._receives[self._posted].Start()
             self._posted += 1
 
-    def send(self, push: Push, integers: np.ndarray) -> None:
+    def send(self, push: Push, integers: np.ndarray, norm: Callable[[], float | None] | None = None) -> None:
         """Start sending a push: its header, and the whole of ``push`` if it has a payload.
+
+        Args:
+            norm: the norm that the header is to have; it leaves when this is not None. Without it, the push's own.
 
         Only the first chunk leaves here, as between two steps nobody computes; polls within the step start the others.
         """
         if not self.push_free:
             raise RuntimeError("a push while the last one is still under way")
-        self._header_out[:HEADER_BYTES] = np.frombuffer(push.pack(self.run_id), np.uint8)
         self._header_out[HEADER_BYTES:].view(np.int64)[:] = integers
-        self._send_header.Start()
         self._header_sent = False
+        self._header = push, norm or (lambda: push.norm)
+        self._start_header()
         self._to_send = self.chunks if push.local_steps else 0
         self._started = self._sent = 0
         self._start_sends(1)
@@ -169,7 +174,8 @@ class WorkerChannel:
         return message
 
     def _poll(self) -> Global | None:
-        if not self._header_sent and self._send_header.Test():
+        self._start_header()
+        if not self._header_sent and self._header is None and self._send_header.Test():
             self._header_sent = True
         sent = self._sent
         while self._sent < self._started and self._sends[self._sent].Test():
@@ -208,6 +214,17 @@ class WorkerChannel:
         for request in [self._receive_header, self._send_header, *self._receives, *self._sends]:
             request.Free()
         self._receives, self._sends = [], []
+
+    def _start_header(self) -> None:
+        """Start sending the header of the push, once all that it says is known."""
+        if self._header is None:
+            return
+        push, norm = self._header
+        value = norm()
+        if value is not None:
+            self._header = None
+            self._header_out[:HEADER_BYTES] = np.frombuffer(replace(push, norm=value).pack(self.run_id), np.uint8)
+            self._send_header.Start()
 
     def _move_state(self) -> None:
         if self._block is not None and self._block[0].Test():

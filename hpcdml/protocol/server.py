@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpcdml.protocol.messages import FINAL, MARK, STOP, Global, Push
+from hpcdml.protocol.messages import AFRESH, FINAL, MARK, STOP, Global, Push
 from hpcdml.protocol.policies import Policy
+from hpcdml.protocol.refusal import Gate
 
 
 @dataclass(eq=False)
@@ -19,6 +20,7 @@ class Round:
     Attributes:
         members: ranks whose pushes belong to the round, in rank order.
         pushes: the headers that have come, by rank.
+        refused: ranks whose updates are not taken: they count as if they had pushed nothing.
         sealed: all headers are there; the attributes below are valid from then on.
         version: the version that the round makes, or carries if it has no payload.
         recipients: ranks that the new version is sent to.
@@ -30,6 +32,7 @@ class Round:
 
     members: tuple[int, ...]
     pushes: dict[int, Push] = field(default_factory=dict)
+    refused: set[int] = field(default_factory=set)
     sealed: bool = False
     version: int = 0
     recipients: tuple[int, ...] = ()
@@ -40,8 +43,10 @@ class Round:
 
     @property
     def contributors(self) -> tuple[int, ...]:
-        """Members that have pushed a payload, in rank order."""
-        return tuple(w for w in self.members if w in self.pushes and self.pushes[w].local_steps)
+        """Members that have pushed a payload which is taken, in rank order."""
+        return tuple(
+            w for w in self.members if w in self.pushes and self.pushes[w].local_steps and w not in self.refused
+        )
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,22 @@ class Seal:
     round: Round
 
 
-Action = Join | Seal
+@dataclass(frozen=True)
+class Refuse:
+    """The push's update is not taken, as its round says; ``why`` ends the sentence that tells the user."""
+
+    push: Push
+    why: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    """The worker is told to stop, as too many of its updates in a row were refused; the others go on without it."""
+
+    worker: int
+
+
+Action = Join | Seal | Refuse | Drop
 
 
 class ProtocolError(RuntimeError):
@@ -76,10 +96,16 @@ class Server:
         workers: ranks of the workers.
         weighting: ``uniform``, ``steps`` or ``samples``: the weight of an update within its round.
         max_samples: training samples of all workers together after which to stop; None: no bound.
+        max_update_norm: see ``Gate``.
     """
 
     def __init__(
-        self, policy: Policy, workers: Iterable[int], weighting: str = "uniform", max_samples: int | None = None
+        self,
+        policy: Policy,
+        workers: Iterable[int],
+        weighting: str = "uniform",
+        max_samples: int | None = None,
+        max_update_norm: float | None = None,
     ) -> None:
         self.policy = policy
         self.live = set(workers)
@@ -88,10 +114,12 @@ class Server:
         self.version = 0
         self.samples = 0
         self.stopping = False
+        self.gate = Gate(self.live, max_update_norm)
         self.clock = {worker: 0 for worker in self.live}
         self._sequence = {worker: 0 for worker in self.live}
         self._last_samples = {worker: 0 for worker in self.live}
         self._final: set[int] = set()
+        self._dropped: set[int] = set()
         self._held: set[int] = set()
         self._open: Round | None = None
 
@@ -108,7 +136,7 @@ class Server:
     @property
     def finished(self) -> bool:
         """Nobody is left who could push."""
-        return not self.active
+        return not self.active and not self._dropped
 
     def state(self) -> dict[str, Any]:
         """What the machine knows, with no round open: right after a version was made."""
@@ -119,6 +147,7 @@ class Server:
             "sequence": dict(self._sequence),
             "last_samples": dict(self._last_samples),
             "held": sorted(self._held),
+            "gate": self.gate.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -138,11 +167,13 @@ class Server:
         for worker in self.live - known:
             self.clock[worker] = slowest
         self._held = {int(worker) for worker in state["held"]} & self.live
+        self.gate.restore(state["gate"])
 
     def restart(self, state: dict[str, Any]) -> None:
         """Go on from ``state()`` with workers that begin anew at its version: see ``Worker.restart``."""
         self.restore(state)
         self._held.clear()
+        self.gate.forgive()
 
     def resume(self) -> list[Action]:
         """After ``restore``: everybody goes on as it was."""
@@ -168,13 +199,15 @@ class Server:
             ProtocolError: from a worker that is unknown or has ended, or out of sequence.
         """
         worker = push.worker
-        if worker not in self.active:
+        if worker not in self.active | self._dropped:
             raise ProtocolError(f"a push from rank {worker}, which is no active worker")
         if push.sequence != self._sequence[worker] + 1:
             raise ProtocolError(f"push {push.sequence} of rank {worker} after push {self._sequence[worker]}")
         self._sequence[worker] = push.sequence
         self.clock[worker] = push.clock
         self._last_samples[worker] = push.samples
+        if worker in self._dropped:
+            return self._left(push)
         if self.policy.collective:
             if self._open is None:
                 self._open = Round(tuple(sorted(self.active)))
@@ -184,15 +217,34 @@ class Server:
         current.pushes[worker] = push
         if push.flags & FINAL:
             self._final.add(worker)
-        actions: list[Action] = [Join(current, push)]
+        actions = self._enter(current, push)
+        if push.local_steps and not push.flags & FINAL and self.gate.gives_up(worker):
+            self.live.discard(worker)
+            self._dropped.add(worker)
+            actions += [Drop(worker), self._send({worker}, stop=True)]
         if all(w in current.pushes or w not in self.live for w in current.members):
             actions += self._seal(current)
         return actions
+
+    def _enter(self, current: Round, push: Push) -> list[Action]:
+        why = self.gate.judge(push) if push.local_steps else None
+        if why is None:
+            return [Join(current, push)]
+        current.refused.add(push.worker)
+        return [Refuse(push, why), Join(current, push)]
+
+    def _left(self, push: Push) -> list[Action]:
+        """The final push of a worker that was dropped: nothing of it is taken, and no round has it as a member."""
+        self._dropped.discard(push.worker)
+        message = Round((), {push.worker: push}, {push.worker})
+        self._finish(message, set())
+        return [Join(message, push), Seal(message)]
 
     def lost(self, worker: int) -> list[Action]:
         """A worker is gone; the rounds go on without it."""
         self.live.discard(worker)
         self._held.discard(worker)
+        self._dropped.discard(worker)
         current = self._open
         if current is not None and all(w in current.pushes or w not in self.live for w in current.members):
             return self._seal(current)
@@ -206,7 +258,7 @@ class Server:
     def message(self, round_: Round, worker: int) -> Global:
         """The header of the global message of a sealed round to one of its recipients."""
         return Global(
-            flags=STOP if round_.stop else 0,
+            flags=(STOP if round_.stop else 0) | (AFRESH if self.gate.refused_last(worker) else 0),
             version=round_.version,
             answers=self._sequence[worker],
             slowest=self._slowest(),
@@ -222,7 +274,7 @@ class Server:
             self._open = None
         if current.contributors:
             self.version += 1
-        self.samples += sum(push.samples for push in current.pushes.values())
+        self.samples += sum(push.samples for w, push in current.pushes.items() if w not in current.refused)
         if self.max_samples is not None and self.samples + self._under_way() / 2 >= self.max_samples:
             self.stopping = True
         answered = {w for w in current.members if w in self.active and self._may_answer(w)}
@@ -236,9 +288,10 @@ class Server:
         self._held -= ready
         return [self._send(ready)] if ready else []
 
-    def _send(self, workers: set[int]) -> Seal:
+    def _send(self, workers: set[int], stop: bool = False) -> Seal:
         message = Round(())
         self._finish(message, workers)
+        message.stop |= stop
         return Seal(message)
 
     def _finish(self, current: Round, recipients: set[int]) -> None:

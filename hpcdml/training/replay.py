@@ -146,7 +146,7 @@ def read_scripts(run: RunReader, collective: bool, until: int | None) -> Scripts
         last=last,
         hashes=dict(zip(rounds["round"].tolist(), rounds["hash"].tolist(), strict=True)),
     )
-    workers = {rank: _script(steps[steps["worker"] == rank], known[rank], finished) for rank in ranks}
+    workers = {rank: _script(_of(steps, rank), _of(pushes, rank), known[rank], finished) for rank in ranks}
     threads = {rank: int(run.environment.get(f"rank{rank}_threads", 1)) for rank in ranks}
     return Scripts(server, workers, run.config, threads)
 
@@ -165,18 +165,26 @@ def _explained(pushes: np.ndarray, rounds: np.ndarray, known: dict[int, int], fi
     """
     last = _unbroken(np.sort(rounds["round"]))
     for rank, steps in known.items():
-        mine = np.sort(pushes[pushes["worker"] == rank], order="push")
-        unknown = mine["round"][np.cumsum(mine["local_steps"]) > (steps if finished else steps - 1)]
+        mine = _of(pushes, rank)
+        unknown = mine["round"][mine["last_step"] > (steps if finished else steps - 1)]
         if len(unknown):
             last = min(last, int(unknown.min()) - 1)
     return last
 
 
-def _script(steps: np.ndarray, known: int, finished: bool) -> WorkerScript:
+def _script(steps: np.ndarray, pushes: np.ndarray, known: int, finished: bool) -> WorkerScript:
     steps = np.sort(steps, order="step")[:known]
     before = np.concatenate([[0], steps["version"][:-1]])
-    clocks = steps["step"][steps["version"] != before] - 1
+    # What a worker has done since its last push ends with a push, or because it goes on afresh: it took in the answer
+    # to a push that was refused, perhaps with the version that it had before.
+    begins = (steps["since_push"] == 1) & (steps["step"] > 1)
+    afresh = begins & ~np.isin(steps["step"] - 1, pushes["last_step"])
+    clocks = steps["step"][(steps["version"] != before) | afresh] - 1
     return WorkerScript(frozenset(clocks.tolist()), known, finished)
+
+
+def _of(rows: np.ndarray, rank: int) -> np.ndarray:
+    return rows[rows["worker"] == rank]
 
 
 def _restarts(run: RunReader) -> list[tuple[str, int]]:

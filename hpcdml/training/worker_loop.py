@@ -16,7 +16,7 @@ from hpcdml.mpi.tags import FINAL_STATE
 from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.parameters import FlatModel
 from hpcdml.protocol.messages import LEAVE, Push
-from hpcdml.protocol.worker import Action, Adopt, Exchange, SendPush, Stop, TakeUpdate, Train, Wait, Worker
+from hpcdml.protocol.worker import Action, Adopt, Exchange, Forget, SendPush, Stop, TakeUpdate, Train, Wait, Worker
 from hpcdml.storage.image import pack
 from hpcdml.training.local_step import LocalStep
 from hpcdml.training.pace import Pace, Stretch
@@ -77,6 +77,7 @@ class WorkerLoop:
             Train: self._train,
             Wait: self._wait,
             TakeUpdate: self._take_update,
+            Forget: self._forget,
             Adopt: self._adopt,
             Exchange: self._exchange,
             SendPush: self._send_push,
@@ -182,10 +183,15 @@ class WorkerLoop:
         while not self.channel.push_free:
             backoff.wait()
             self.poller.poll()
-        self.flat.update_into(self.staging.update)
-        self.staging.written()
+        self.staging.written(self.flat.update_into(self.staging.update))
         if action.keep:
             self.flat.set_base()
+        self._idle += time.perf_counter() - begin
+
+    def _forget(self, action: Forget) -> None:
+        begin = time.perf_counter()
+        self.flat.forget_residual()
+        self.step.blank.restore_unless_finite()
         self._idle += time.perf_counter() - begin
 
     def _adopt(self, action: Adopt) -> None:
@@ -201,9 +207,9 @@ class WorkerLoop:
         begin = time.perf_counter()
         self._check_views()
         self.staging.reading()
-        self.flat.exchange(self.staging.update, self.staging.globals, action.compensation)
+        norm = self.flat.exchange(self.staging.update, self.staging.globals, action.compensation)
         self.staging.read()
-        self.staging.written()
+        self.staging.written(norm)
         self._take_integers()
         self._idle += time.perf_counter() - begin
 
@@ -227,7 +233,8 @@ class WorkerLoop:
             self._send_records(begin)
         while not self.channel.push_free:
             self.poller.poll()
-        self.channel.send(self._with_blocks(action.push), self.flat.integers())
+        norm = (lambda: self.staging.norm) if action.push.local_steps else None
+        self.channel.send(self._with_blocks(action.push), self.flat.integers(), norm)
         self._idle += time.perf_counter() - begin
 
     def _stop(self, action: Stop) -> None:
