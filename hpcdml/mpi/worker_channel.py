@@ -44,7 +44,7 @@ class WorkerChannel:
     Attributes:
         moved: whether a chunk was completed by the last poll, so that more may be ready.
         mark: the message by which this worker is to save its state, until somebody sets it to None.
-        lost: ranks of workers that the server has told to be lost, until somebody takes them out.
+        membership: messages of workers that are out of the run or back, until somebody takes them out.
 
     Every method that talks to the server raises ``ServerLost`` when it has died.
     """
@@ -93,7 +93,7 @@ class WorkerChannel:
         self._header: tuple[Push, Callable[[], float | None]] | None = None
         self.moved = False
         self.mark: Global | None = None
-        self.lost: list[int] = []
+        self.membership: list[Global] = []
 
     @property
     def any_thread(self) -> bool:
@@ -205,11 +205,11 @@ class WorkerChannel:
                 self._posted += 1
         while self._message is None and self._receive_header.Test():
             message = Global.unpack(self._header_in.data, self.run_id)
-            if message.mark or message.lost is not None:
-                if message.lost is None:
+            if message.mark or message.membership:
+                if message.mark:
                     self.mark = message
                 else:
-                    self.lost.append(message.lost)
+                    self.membership.append(message)
                 self._receive_header.Start()
             else:
                 self._message = message

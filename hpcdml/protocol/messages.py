@@ -26,8 +26,10 @@ AFRESH = 4
 parameters as they are, without what it has done since."""
 
 LOST = 8
-"""Flag of a global message: the worker of rank ``answers`` is lost, the others share its samples. It has no payload and
-answers nothing."""
+"""Flag of a global message: the worker of rank ``answers`` is out of the run, and the others share its samples. It has no
+payload and answers nothing."""
+BACK = 16
+"""Flag of a global message: the worker of rank ``answers`` is back in the run. It has no payload and answers nothing."""
 
 _PREFIX = struct.Struct("<IHHQ")
 _PUSH = struct.Struct("<iIqqqqqqd")
@@ -115,9 +117,9 @@ class Global:
         return bool(self.flags & MARK)
 
     @property
-    def lost(self) -> int | None:
-        """The rank that is lost, if the message tells of one."""
-        return self.answers if self.flags & LOST else None
+    def membership(self) -> bool:
+        """Whether the message tells of another worker that is out of the run, or back in it."""
+        return bool(self.flags & (LOST | BACK))
 
     @property
     def afresh(self) -> bool:

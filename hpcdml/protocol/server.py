@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpcdml.protocol.messages import AFRESH, FINAL, LOST, MARK, STOP, Global, Push
+from hpcdml.protocol.messages import AFRESH, BACK, FINAL, LOST, MARK, STOP, Global, Push
 from hpcdml.protocol.policies import Policy
 from hpcdml.protocol.refusal import Gate
 
@@ -79,7 +79,14 @@ class Drop:
     worker: int
 
 
-Action = Join | Seal | Refuse | Drop
+@dataclass(frozen=True)
+class Back:
+    """A worker that was left out is in the run again."""
+
+    worker: int
+
+
+Action = Back | Join | Seal | Refuse | Drop
 
 
 class ProtocolError(RuntimeError):
@@ -121,6 +128,12 @@ class Server:
         self._final: set[int] = set()
         self._dropped: set[int] = set()
         self._held: set[int] = set()
+        # Workers that have pushed and are not answered yet; those that were left out as they kept silent; of these, those
+        # that have spoken again and wait for the open round to end; those that are to go on afresh.
+        self._unanswered: set[int] = set()
+        self.silent: set[int] = set()
+        self._returning: set[int] = set()
+        self._afresh: set[int] = set()
         self._open: Round | None = None
 
     @property
@@ -132,6 +145,11 @@ class Server:
     def active(self) -> set[int]:
         """Live workers that have not sent their final push."""
         return self.live - self._final
+
+    @property
+    def awaited(self) -> set[int]:
+        """Workers of which the next push is waited for."""
+        return self.active - self._unanswered - self._held
 
     @property
     def finished(self) -> bool:
@@ -199,15 +217,19 @@ class Server:
             ProtocolError: from a worker that is unknown or has ended, or out of sequence.
         """
         worker = push.worker
-        if worker not in self.active | self._dropped:
+        if worker not in self.active | self._dropped | self.silent:
             raise ProtocolError(f"a push from rank {worker}, which is no active worker")
         if push.sequence != self._sequence[worker] + 1:
             raise ProtocolError(f"push {push.sequence} of rank {worker} after push {self._sequence[worker]}")
         self._sequence[worker] = push.sequence
         self.clock[worker] = push.clock
         self._last_samples[worker] = push.samples
+        self._afresh.discard(worker)
         if worker in self._dropped:
             return self._left(push)
+        self._unanswered.add(worker)
+        if worker in self.silent:
+            return self._spoke_again(push)
         if self.policy.collective:
             if self._open is None:
                 self._open = Round(tuple(sorted(self.active)))
@@ -234,25 +256,66 @@ class Server:
         return [Refuse(push, why), Join(current, push)]
 
     def _left(self, push: Push) -> list[Action]:
-        """The final push of a worker that was dropped: nothing of it is taken, and no round has it as a member."""
+        """The final push of a worker that was dropped or left out."""
         self._dropped.discard(push.worker)
+        self.silent.discard(push.worker)
+        return self._thrown_away(push)
+
+    def _thrown_away(self, push: Push) -> list[Action]:
+        """A push of which nothing is taken, and no round has it as a member."""
         message = Round((), {push.worker: push}, {push.worker})
         self._finish(message, set())
         return [Join(message, push), Seal(message)]
 
+    def leave_out(self, worker: int) -> list[Action]:
+        """A worker has kept silent for too long: the rounds go on without it, until it speaks again."""
+        self.silent.add(worker)
+        return self._without(worker)
+
+    def spoke(self, worker: int) -> list[Action]:
+        """Something has come from a worker that was left out: if it waits for an answer, it is in the run again.
+
+        Its push is given up, as the rounds have gone on: it goes on afresh from the present version, with the others.
+        """
+        if worker not in self.silent & self._unanswered:
+            return []
+        self._returning.add(worker)
+        return [] if self._open is not None else self._admit()
+
+    def _spoke_again(self, push: Push) -> list[Action]:
+        if push.flags & FINAL:
+            return self._left(push)
+        return [*self._thrown_away(push), *self.spoke(push.worker)]
+
+    def _admit(self) -> list[Action]:
+        back = self._take_back()
+        return [*map(Back, sorted(back)), self._send(back)] if back else []
+
+    def _take_back(self) -> set[int]:
+        back, self._returning = self._returning, set()
+        self.silent -= back
+        self.live |= back
+        self._afresh |= back
+        return back
+
     def lost(self, worker: int) -> list[Action]:
         """A worker is gone; the rounds go on without it."""
+        self.silent.discard(worker)
+        return self._without(worker)
+
+    def _without(self, worker: int) -> list[Action]:
         self.live.discard(worker)
         self._held.discard(worker)
         self._dropped.discard(worker)
+        self._returning.discard(worker)
         current = self._open
         if current is not None and all(w in current.pushes or w not in self.live for w in current.members):
             return self._seal(current)
         return self._release()
 
-    def loss(self, worker: int) -> Global:
-        """The message that tells the others of a worker that is lost."""
-        return Global(LOST, self.version, worker, self._slowest(), self.samples)
+    def membership(self, worker: int) -> Global:
+        """The message that tells the others whether a worker is in the run or out of it."""
+        return Global(BACK if worker in self.live else LOST, self.version, worker, self._slowest(), self.samples)
 
     def request_stop(self) -> list[Action]:
         """Tell every worker to stop with the next message that it gets."""
@@ -262,7 +325,7 @@ class Server:
     def message(self, round_: Round, worker: int) -> Global:
         """The header of the global message of a sealed round to one of its recipients."""
         return Global(
-            flags=(STOP if round_.stop else 0) | (AFRESH if self.gate.refused_last(worker) else 0),
+            flags=(STOP if round_.stop else 0) | (AFRESH if self._is_afresh(worker) else 0),
             version=round_.version,
             answers=self._sequence[worker],
             slowest=self._slowest(),
@@ -283,8 +346,9 @@ class Server:
             self.stopping = True
         answered = {w for w in current.members if w in self.active and self._may_answer(w)}
         self._held |= {w for w in current.members if w in self.active} - answered
-        self._finish(current, answered)
-        return [Seal(current), *self._release()]
+        back = self._take_back()
+        self._finish(current, answered | back)
+        return [*map(Back, sorted(back)), Seal(current), *self._release()]
 
     def _release(self) -> list[Action]:
         """Answer the workers that were held back and need not be any more."""
@@ -306,6 +370,7 @@ class Server:
         # A contributor may have been lost since.
         current.share = min(1.0, len(current.contributors) / max(1, len(self.live)))
         # Where this holds, no worker can push again, and so change the values, before it has this message whole.
+        self._unanswered -= recipients
         current.settled = recipients >= self.active and (self.policy.collective or len(self.active) == 1)
         current.samples = self.samples
 
@@ -317,6 +382,9 @@ class Server:
         the overshoot is around zero instead of around a whole round.
         """
         return sum(self._last_samples[w] for w in self.active) if self.policy.overlaps else 0
+
+    def _is_afresh(self, worker: int) -> bool:
+        return worker in self._afresh or self.gate.refused_last(worker)
 
     def _may_answer(self, worker: int) -> bool:
         return self.stopping or self.policy.answers(self.clock[worker], self._slowest())

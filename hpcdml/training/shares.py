@@ -1,4 +1,4 @@
-"""The samples of a worker that is lost, shared by the others."""
+"""The samples of a worker that is out of the run, shared by the others."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from hpcdml.training.worker_state import WorkerState
 
 
 class Shares:
-    """Gives this worker its share of the samples when another one is lost.
+    """Gives this worker its share of the samples when another one leaves or comes back.
 
-    All divide the samples anew among those that are left, and go on in the same pass at the same share of it. What of
-    this pass the lost worker had still to see, the others see a part of, and all of it from the next pass on. Where
+    All divide the samples anew among those that are there, and go on in the same pass at the same share of it. What of
+    this pass a lost worker had still to see, the others see a part of, and all of it from the next pass on. Where
     every worker has data of its own, there is nothing to share.
 
     Args:
@@ -30,11 +30,14 @@ class Shares:
         self.rank = rank
         self.live = list(range(1, workers + 1))
 
-    def leave_out(self, rank: int) -> None:
-        """The worker of that rank is lost."""
-        if rank not in self.live or rank == self.rank:
+    def change(self, rank: int, present: bool) -> None:
+        """The worker of that rank is out of the run, or is present again."""
+        if rank == self.rank or (rank in self.live) == present:
             return
-        self.live.remove(rank)
+        if present:
+            self.live = sorted([*self.live, rank])
+        else:
+            self.live.remove(rank)
         if self.data.sharded:
             return
         options, old = self.config.data, self.state.sampler

@@ -100,7 +100,7 @@ class WorkerJob:
             config.run.checkpoints,
             script,
             signals,
-            Shares(config, setup.data, self.state, world.rank, len(world.workers)).leave_out,
+            Shares(config, setup.data, self.state, world.rank, len(world.workers)),
         )
 
     def run(self, start: float) -> int:

@@ -15,7 +15,7 @@ from hpcdml.mpi.backoff import Backoff
 from hpcdml.mpi.tags import FINAL_STATE
 from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.parameters import FlatModel
-from hpcdml.protocol.messages import LEAVE, Push
+from hpcdml.protocol.messages import BACK, LEAVE, Push
 from hpcdml.protocol.worker import Action, Adopt, Exchange, Forget, SendPush, Stop, TakeUpdate, Train, Wait, Worker
 from hpcdml.storage.image import pack
 from hpcdml.training.local_step import LocalStep
@@ -23,6 +23,7 @@ from hpcdml.training.pace import Pace, Stretch
 from hpcdml.training.polling import StepPoller
 from hpcdml.training.records import StepRecords
 from hpcdml.training.replay import WorkerScript
+from hpcdml.training.shares import Shares
 from hpcdml.training.staging import Staging
 from hpcdml.training.stop_signals import StopSignals
 from hpcdml.training.worker_state import WorkerState
@@ -46,7 +47,7 @@ class WorkerLoop:
         keep: whether the state is saved at the end as well, for a run that goes on from there.
         script: when a recorded run took in messages, which this one repeats; None: it is a run of its own.
         signals: which tell that the run is to end; the server learns of it from the next push.
-        leave_out: is told the rank of another worker that is lost.
+        shares: is told which workers are out of the run, and which are back.
     """
 
     def __init__(
@@ -62,10 +63,10 @@ class WorkerLoop:
         keep: bool,
         script: WorkerScript | None,
         signals: StopSignals,
-        leave_out: Callable[[int], None],
+        shares: Shares,
     ) -> None:
         self.machine = machine
-        self.leave_out = leave_out
+        self.shares = shares
         self.flat = flat
         self.channel = channel
         self.staging = staging
@@ -245,8 +246,9 @@ class WorkerLoop:
 
     def _deliver(self) -> None:
         self._save_if_marked()
-        while self.channel.lost:
-            self.leave_out(self.channel.lost.pop(0))
+        while self.channel.membership:
+            message = self.channel.membership.pop(0)
+            self.shares.change(message.answers, present=bool(message.flags & BACK))
         message = self.poller.take()
         if message is not None:
             self.machine.arrived(message)
