@@ -160,6 +160,9 @@ class RunOptions:
     signals: str = option(
         "TERM,INT,USR1", "signals upon which a checkpoint is saved and the run ends with status 75; none: none"
     )
+    min_workers: int = option(
+        1, "where ranks may die (mpirun --with-ft ulfm): fewer workers than that end the run after a checkpoint"
+    )
     debug: bool = option(False, "show tracebacks")
 
     @property
@@ -234,7 +237,7 @@ def check(config: TrainConfig) -> None:
         if not right:
             raise UsageError(f"{flag(name)} {values[name]}: must be {what}")
 
-    for name in ("batch_size", "accumulate", "chunk_kib", "keep_checkpoints"):
+    for name in ("batch_size", "accumulate", "chunk_kib", "keep_checkpoints", "min_workers"):
         need(name, values[name] >= 1, "at least 1")
     at_least_one = ("local_steps", "max_local_steps", "max_samples", "threads")
     for name in (*at_least_one, "checkpoint_rounds", "checkpoint_samples", "keep_every"):

@@ -12,6 +12,7 @@ from typing import cast
 import numpy as np
 from mpi4py import MPI
 
+from hpcdml.mpi import faults
 from hpcdml.mpi.tags import STATE_BLOCK, Tag
 from hpcdml.mpi.world import SERVER
 from hpcdml.parameters import WireVector
@@ -43,6 +44,9 @@ class WorkerChannel:
     Attributes:
         moved: whether a chunk was completed by the last poll, so that more may be ready.
         mark: the message by which this worker is to save its state, until somebody sets it to None.
+        lost: ranks of workers that the server has told to be lost, until somebody takes them out.
+
+    Every method that talks to the server raises ``ServerLost`` when it has died.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class WorkerChannel:
     ) -> None:
         self.run_id = run_id
         self.comm = comm
+        self._to_server = faults.ToServer(comm)
         self.pull = pull
         self.push = push
         self.ready = ready
@@ -88,6 +93,7 @@ class WorkerChannel:
         self._header: tuple[Push, Callable[[], float | None]] | None = None
         self.moved = False
         self.mark: Global | None = None
+        self.lost: list[int] = []
 
     @property
     def any_thread(self) -> bool:
@@ -124,10 +130,11 @@ class WorkerChannel:
         self._expecting = True
         self._message = None
         self._posted = self._arrived = 0
-        self._receive_header.Start()
-        while self._posted < min(WINDOW, self.chunks):
-            self._receives[self._posted].Start()
-            self._posted += 1
+        with self._to_server:
+            self._receive_header.Start()
+            while self._posted < min(WINDOW, self.chunks):
+                self._receives[self._posted].Start()
+                self._posted += 1
 
     def send(self, push: Push, integers: np.ndarray, norm: Callable[[], float | None] | None = None) -> None:
         """Start sending a push: its header, and the whole of ``push`` if it has a payload.
@@ -150,7 +157,8 @@ class WorkerChannel:
     def send_records(self, rows: np.ndarray) -> None:
         """Start sending a block of fewer than ``RECORD_ROWS`` step records, float64 of shape (rows, columns)."""
         block = np.vstack([np.full((1, rows.shape[1]), len(rows)), rows])
-        self._records.append((self.comm.Isend(block, SERVER, Tag.RECORDS), block))
+        with self._to_server:
+            self._records.append((self.comm.Isend(block, SERVER, Tag.RECORDS), block))
 
     def send_state(self, version: int, records: int, image: np.ndarray) -> None:
         """Start sending this worker's saved state beside the pushes, one block at a time.
@@ -169,7 +177,8 @@ class WorkerChannel:
             StrayMessage: what arrived is no global message of this run.
         """
         before = self._sent + self._arrived
-        message = self._poll()
+        with self._to_server:
+            message = self._poll()
         self.moved = self._sent + self._arrived != before
         return message
 
@@ -196,8 +205,11 @@ class WorkerChannel:
                 self._posted += 1
         while self._message is None and self._receive_header.Test():
             message = Global.unpack(self._header_in.data, self.run_id)
-            if message.mark:
-                self.mark = message
+            if message.mark or message.lost is not None:
+                if message.lost is None:
+                    self.mark = message
+                else:
+                    self.lost.append(message.lost)
                 self._receive_header.Start()
             else:
                 self._message = message

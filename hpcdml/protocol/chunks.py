@@ -116,13 +116,13 @@ class ChunkSchedule:
         early = min(self._early.get(worker, 0), self.chunks)
         self._early[worker] = self._early.get(worker, 0) - early
         if worker in round_.refused:
-            push: _Track | _Refused = _Refused(worker, {worker: early}, self.chunks)
-            self._refused.append(push)
+            refused = _Refused(worker, {worker: early}, self.chunks)
+            self._refused.append(refused)
+            self._pushes.setdefault(worker, deque()).append(refused)
         else:
-            push = track
             track.cursor[worker] = 0
             track.got[worker] = early
-        self._pushes.setdefault(worker, deque()).append(push)
+            self._pushes.setdefault(worker, deque()).append(track)
 
     def seal(self, round_: Round) -> None:
         """All headers of the round are there."""
@@ -157,6 +157,7 @@ class ChunkSchedule:
             for track in list(self._tracks):
                 yield from self._advance(track, limit, room)
                 if track.round.sealed and track.closed == self._wanted(track):
+                    # Those that follow wait for it no longer, though it may have closed no chunk: a message to stop.
                     self._forget(track)
                     yield Done(track.round)
                 else:

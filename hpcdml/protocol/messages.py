@@ -25,6 +25,10 @@ AFRESH = 4
 """Flag of a global message: the update of the push that it answers was refused; the worker is to go on from the global
 parameters as they are, without what it has done since."""
 
+LOST = 8
+"""Flag of a global message: the worker of rank ``answers`` is lost, the others share its samples. It has no payload and
+answers nothing."""
+
 _PREFIX = struct.Struct("<IHHQ")
 _PUSH = struct.Struct("<iIqqqqqqd")
 _GLOBAL = struct.Struct("<Iqqqq")
@@ -109,6 +113,11 @@ class Global:
     @property
     def mark(self) -> bool:
         return bool(self.flags & MARK)
+
+    @property
+    def lost(self) -> int | None:
+        """The rank that is lost, if the message tells of one."""
+        return self.answers if self.flags & LOST else None
 
     @property
     def afresh(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpcdml.protocol.messages import AFRESH, FINAL, MARK, STOP, Global, Push
+from hpcdml.protocol.messages import AFRESH, FINAL, LOST, MARK, STOP, Global, Push
 from hpcdml.protocol.policies import Policy
 from hpcdml.protocol.refusal import Gate
 
@@ -250,6 +250,10 @@ class Server:
             return self._seal(current)
         return self._release()
 
+    def loss(self, worker: int) -> Global:
+        """The message that tells the others of a worker that is lost."""
+        return Global(LOST, self.version, worker, self._slowest(), self.samples)
+
     def request_stop(self) -> list[Action]:
         """Tell every worker to stop with the next message that it gets."""
         self.stopping = True
@@ -299,7 +303,8 @@ class Server:
         current.version = self.version
         current.recipients = tuple(sorted(recipients))
         current.stop = self.stopping
-        current.share = len(current.contributors) / max(1, len(self.live))
+        # A contributor may have been lost since.
+        current.share = min(1.0, len(current.contributors) / max(1, len(self.live)))
         # Where this holds, no worker can push again, and so change the values, before it has this message whole.
         current.settled = recipients >= self.active and (self.policy.collective or len(self.active) == 1)
         current.samples = self.samples

@@ -125,7 +125,7 @@ def read_scripts(run: RunReader, collective: bool, until: int | None) -> Scripts
     taken = {rank: np.sort(steps["step"][steps["worker"] == rank]) for rank in ranks}
     # A killed run has pushes of which the steps were not reported yet.
     known = {rank: _unbroken(taken[rank]) for rank in ranks}
-    last = _explained(pushes, rounds, known)
+    last = _explained(pushes, rounds, known, run.finished)
     began_anew = [version for kind, version in _restarts(run) if kind == "restarted"]
     if began_anew and (until or last) > began_anew[0]:
         raise UsageError(
@@ -135,7 +135,7 @@ def read_scripts(run: RunReader, collective: bool, until: int | None) -> Scripts
         raise UsageError(f"--until {until}: must be from 1 to {last}, the last version that the record explains")
     if last < 1:
         raise UsageError(f"{run.path}: holds no version that can be repeated")
-    finished = run.finished and until is None
+    finished = run.finished and until in (None, last)
     last = last if until is None else until
     stopping = rounds["round"][rounds["stop"] == 1]
     stop = int(stopping.min()) - 1 if len(stopping) and stopping.min() <= last else None
@@ -157,12 +157,16 @@ def _unbroken(steps: np.ndarray) -> int:
     return int(gaps[0]) if len(gaps) else len(steps)
 
 
-def _explained(pushes: np.ndarray, rounds: np.ndarray, known: dict[int, int]) -> int:
-    """The last version all of whose updates, and those before, consist of recorded steps."""
+def _explained(pushes: np.ndarray, rounds: np.ndarray, known: dict[int, int], finished: bool) -> int:
+    """The last version all of whose updates, and those before, consist of recorded steps.
+
+    A push, but for the last one of a finished run, is explained by the step after it: only that tells whether the
+    worker had taken in a message by then.
+    """
     last = _unbroken(np.sort(rounds["round"]))
     for rank, steps in known.items():
         mine = _of(pushes, rank)
-        unknown = mine["round"][mine["last_step"] > steps]
+        unknown = mine["round"][mine["last_step"] > (steps if finished else steps - 1)]
         if len(unknown):
             last = min(last, int(unknown.min()) - 1)
     return last

@@ -86,6 +86,8 @@ class ServerJob:
     def run(self, start: float) -> int:
         """Serve until all workers have ended, then write the result; returns the exit status of the run.
 
+        Workers that have not died wait for ``finish``.
+
         Raises:
             HpcdmlError: a file could not be written.
         """
@@ -132,6 +134,8 @@ class ServerJob:
                 records,
                 keep,
                 self.signals,
+                {rank: self.about[f"rank{rank}_host"] for rank in range(world.size)},
+                config.run.min_workers,
                 self.script,
             )
             cpu = resources.cpu_seconds()

@@ -8,15 +8,22 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import xxhash
 
 from hpcdml.config import StopOptions
 from hpcdml.mpi.backoff import Backoff
-from hpcdml.mpi.server_channel import ChunkArrived, Event, PushArrived, RecordsArrived, ServerChannel, StateArrived
+from hpcdml.mpi.server_channel import (
+    ChunkArrived,
+    Event,
+    PushArrived,
+    RecordsArrived,
+    ServerChannel,
+    StateArrived,
+    WorkerLost,
+)
 from hpcdml.observability.progress import Progress
 from hpcdml.protocol import server as protocol
 from hpcdml.protocol.chunks import Add, ChunkSchedule, Close, Discard, Done, Operation
@@ -29,49 +36,17 @@ from hpcdml.training.aggregator import Aggregator
 from hpcdml.training.background import Background, Every
 from hpcdml.training.checkpoints import Checkpoints
 from hpcdml.training.guard import Guard
-from hpcdml.training.records import COLUMNS, table_rows
+from hpcdml.training.membership import Membership
+from hpcdml.training.records import table_rows
 from hpcdml.training.replay import ServerScript
 from hpcdml.training.snapshots import Snapshots, Version
 from hpcdml.training.stop_signals import StopSignals
+from hpcdml.training.tally import Tally
 
 FLUSH_SECONDS = 1.0
 PROGRESS_SECONDS = 0.1
 LOOK_SECONDS = 0.01
 """Seconds between two looks at what is not the workers' business."""
-
-
-@dataclass
-class Tally:
-    """What the progress bar shows, from the step records that have come in.
-
-    Attributes:
-        loss: sum of the losses of ``steps`` local steps since the last round.
-        idle: seconds in which workers were blocked, of ``busy`` seconds in all, since the start.
-    """
-
-    loss: float = 0.0
-    steps: int = 0
-    idle: float = 0.0
-    busy: float = 0.0
-    last_loss: float = math.nan
-    _columns: dict[str, int] = field(default_factory=lambda: {name: i for i, name in enumerate(COLUMNS)})
-
-    def add(self, rows: np.ndarray) -> None:
-        """Count a block of step records, float64 of shape (rows, columns)."""
-        sums = rows.sum(axis=0)
-        idle, data, compute = (sums[self._columns[n]] for n in ("idle_seconds", "data_seconds", "compute_seconds"))
-        self.loss += sums[self._columns["loss"]]
-        self.steps += len(rows)
-        self.idle += idle
-        self.busy += idle + data + compute
-
-    def mean_loss(self) -> float:
-        """Mean loss since the last call; nan if there was no step."""
-        mean = self.loss / self.steps if self.steps else math.nan
-        self.loss, self.steps = 0.0, 0
-        if not math.isnan(mean):
-            self.last_loss = mean
-        return mean
 
 
 class ServerLoop:
@@ -90,6 +65,8 @@ class ServerLoop:
         records: by worker, the blocks of step records that have come; they are counted here.
         keep: whether workers that have ended leave their states behind.
         signals: which tell that the run is to end.
+        hosts: host name of every rank.
+        min_workers: fewer live workers than that end the run after a checkpoint.
         script: what a recorded run did, which this one repeats; None: it is a run of its own.
     """
 
@@ -107,6 +84,8 @@ class ServerLoop:
         records: dict[int, int],
         keep: bool,
         signals: StopSignals,
+        hosts: Mapping[int, str],
+        min_workers: int,
         script: ServerScript | None = None,
     ) -> None:
         self.machine = machine
@@ -137,6 +116,9 @@ class ServerLoop:
         self._look = Every(LOOK_SECONDS)
         self._flusher = Background("run file")
         self._warned: set[int] = set()
+        self.membership = Membership(
+            machine, self.schedule, channel, checkpoints, self._carry_out, self._tell, self._preempt, hosts, min_workers
+        )
         self.guard = Guard(lambda worker, text: self._tell(worker, "spoiled", text))
         self._operations: dict[type[Operation], Callable] = {
             Add: self._add,
@@ -203,6 +185,10 @@ class ServerLoop:
             self._blocks[event.worker] += 1
             self.tally.add(event.rows)
             self.writer.append("steps", table_rows(event.worker, event.rows))
+        elif isinstance(event, WorkerLost):
+            self._blocks_due.pop(event.worker, None)
+            self._warned.discard(event.worker)
+            self.membership.lost(event.worker, self.integers)
 
     def _take_push(self, event: PushArrived) -> None:
         push = event.push

@@ -46,6 +46,7 @@ class WorkerLoop:
         keep: whether the state is saved at the end as well, for a run that goes on from there.
         script: when a recorded run took in messages, which this one repeats; None: it is a run of its own.
         signals: which tell that the run is to end; the server learns of it from the next push.
+        leave_out: is told the rank of another worker that is lost.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class WorkerLoop:
         keep: bool,
         script: WorkerScript | None,
         signals: StopSignals,
+        leave_out: Callable[[int], None],
     ) -> None:
         self.machine = machine
+        self.leave_out = leave_out
         self.flat = flat
         self.channel = channel
         self.staging = staging
@@ -242,6 +245,8 @@ class WorkerLoop:
 
     def _deliver(self) -> None:
         self._save_if_marked()
+        while self.channel.lost:
+            self.leave_out(self.channel.lost.pop(0))
         message = self.poller.take()
         if message is not None:
             self.machine.arrived(message)
