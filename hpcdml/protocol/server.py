@@ -120,6 +120,7 @@ class Server:
         self._last_samples = {worker: 0 for worker in self.live}
         self._final: set[int] = set()
         self._dropped: set[int] = set()
+        self._leaving: set[int] = set()
         self._held: set[int] = set()
         self._open: Round | None = None
 
@@ -134,9 +135,14 @@ class Server:
         return self.live - self._final
 
     @property
+    def present(self) -> set[int]:
+        """Workers that are not lost: the live ones, and those that were dropped."""
+        return self.live | self._dropped
+
+    @property
     def finished(self) -> bool:
         """Nobody is left who could push."""
-        return not self.active and not self._dropped
+        return not self.active and not self._leaving
 
     def state(self) -> dict[str, Any]:
         """What the machine knows, with no round open: right after a version was made."""
@@ -199,14 +205,14 @@ class Server:
             ProtocolError: from a worker that is unknown or has ended, or out of sequence.
         """
         worker = push.worker
-        if worker not in self.active | self._dropped:
+        if worker not in self.active | self._leaving:
             raise ProtocolError(f"a push from rank {worker}, which is no active worker")
         if push.sequence != self._sequence[worker] + 1:
             raise ProtocolError(f"push {push.sequence} of rank {worker} after push {self._sequence[worker]}")
         self._sequence[worker] = push.sequence
         self.clock[worker] = push.clock
         self._last_samples[worker] = push.samples
-        if worker in self._dropped:
+        if worker in self._leaving:
             return self._left(push)
         if self.policy.collective:
             if self._open is None:
@@ -221,6 +227,7 @@ class Server:
         if push.local_steps and not push.flags & FINAL and self.gate.gives_up(worker):
             self.live.discard(worker)
             self._dropped.add(worker)
+            self._leaving.add(worker)
             actions += [Drop(worker), self._send({worker}, stop=True)]
         if all(w in current.pushes or w not in self.live for w in current.members):
             actions += self._seal(current)
@@ -235,7 +242,7 @@ class Server:
 
     def _left(self, push: Push) -> list[Action]:
         """The final push of a worker that was dropped: nothing of it is taken, and no round has it as a member."""
-        self._dropped.discard(push.worker)
+        self._leaving.discard(push.worker)
         message = Round((), {push.worker: push}, {push.worker})
         self._finish(message, set())
         return [Join(message, push), Seal(message)]
@@ -245,6 +252,7 @@ class Server:
         self.live.discard(worker)
         self._held.discard(worker)
         self._dropped.discard(worker)
+        self._leaving.discard(worker)
         current = self._open
         if current is not None and all(w in current.pushes or w not in self.live for w in current.members):
             return self._seal(current)

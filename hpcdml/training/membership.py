@@ -54,17 +54,29 @@ class Membership:
             MachineError: no worker is left.
         """
         machine = self.machine
-        if worker not in machine.live:
+        if worker not in machine.present:
             return
-        ended = worker not in machine.active
+        was_dropped, ended = worker not in machine.live, worker not in machine.active
         self.schedule.lost(worker)
         self.checkpoints.lost(worker)
         self.carry_out(machine.lost(worker))
+        if was_dropped:
+            return
         count = len(machine.live)
         where = f"on {self.hosts[worker]}, at version {machine.version}"
         self.tell(worker, "lost", f"{where}; {count} {'worker is' if count == 1 else 'workers are'} left")
         if not count and not ended:
             raise MachineError(f"no worker is left; the last one was rank {worker} {where}")
+        self._go_on_without(worker, integers)
+
+    def dropped(self, worker: int, why: str, integers: np.ndarray) -> None:
+        """The machine has told a worker to stop: the others share its samples."""
+        self.tell(worker, "dropped", why)
+        self._go_on_without(worker, integers)
+
+    def _go_on_without(self, worker: int, integers: np.ndarray) -> None:
+        machine = self.machine
+        count = len(machine.live)
         for other in sorted(machine.active):
             self.channel.send_header(other, machine.loss(worker), integers)
         if count < self.least and machine.active:

@@ -230,7 +230,7 @@ class ServerLoop:
             elif isinstance(action, Drop):
                 self._warned.discard(action.worker)
                 text = f"{IN_A_ROW} updates in a row were refused; it is told to stop, and the others go on without it"
-                self._tell(action.worker, "dropped", text)
+                self.membership.dropped(action.worker, text, self.integers)
 
     def _tell(self, worker: int, kind: str, text: str) -> None:
         """Note what a worker did wrong; on the screen only the first time."""
