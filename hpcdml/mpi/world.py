@@ -226,6 +226,15 @@ def finish(world: World, status: int, live: Iterable[int]) -> int:
     return int(value[0])
 
 
+def end_without(world: World, status: int, silent: Iterable[int]) -> None:
+    """End all ranks by force, as some do not answer and ``MPI_Finalize`` would wait for them. Does not return."""
+    ranks = ", ".join(map(str, sorted(silent)))
+    print(f"hpcdml: ending without rank {ranks}, from which nothing comes any more", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    time.sleep(_GRACE_SECONDS)  # for the others to leave by themselves
+    world.comm.Abort(status)
+
+
 def failure(world: World, error: BaseException) -> str:
     """The line that says why this rank cannot go on."""
     kind = "" if isinstance(error, HpcdmlError) else f"{type(error).__name__}: "

@@ -12,7 +12,7 @@ import torch
 from hpcdml.config import RunOptions, TrainConfig
 from hpcdml.errors import HpcdmlError, MachineError, UsageError
 from hpcdml.mpi import faults, once
-from hpcdml.mpi.world import SERVER, World, abort, barrier, failure, finish, gather, hosts, join_world
+from hpcdml.mpi.world import SERVER, World, abort, barrier, end_without, failure, finish, gather, hosts, join_world
 from hpcdml.protocol.policies import make_policy
 from hpcdml.storage.run_reader import RunReader
 from hpcdml.training.bounds import stop_bounds
@@ -160,12 +160,19 @@ def _run(
     begin = time.perf_counter() - earlier
     if isinstance(job, ServerJob):
         status = max(job.run(begin), told())
-        return finish(world, status, job.machine.live)
+        finish(world, status, job.machine.present)
+        if job.machine.silent:
+            end_without(world, status, job.machine.silent)
+        return status
     try:
         job.run(begin)
         return finish(world, 0, ())
-    except faults.ServerLost as error:
-        raise MachineError(f"{error}{_rescued(job)}") from error
+    except (faults.ServerLost, faults.NoWord) as error:
+        failed = MachineError(f"{error}{_rescued(job)}")
+        if isinstance(error, faults.NoWord) and faults.tolerated() and about["rank0_host"] != world.host:
+            # Perhaps only this host is cut off, and the others train on.
+            faults.leave(failure(world, failed))
+        raise failed from error
     except (Exception, SystemExit) as error:
         if not faults.tolerated():
             raise
