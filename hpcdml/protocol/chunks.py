@@ -31,6 +31,12 @@ class Add(NamedTuple):
     alone: bool
 
 
+class Discard(NamedTuple):
+    """Throw the next chunk of ``worker``'s push away: the push was refused."""
+
+    worker: int
+
+
 class Close(NamedTuple):
     """Apply the sum of chunk ``chunk`` over ``contributors``, if there are any, and send it to the recipients."""
 
@@ -46,7 +52,7 @@ class Done(NamedTuple):
     round: Round
 
 
-Operation = Add | Close | Done
+Operation = Add | Discard | Close | Done
 
 
 @dataclass(eq=False)
@@ -72,6 +78,15 @@ class _Track:
         return tuple(w for w in everybody if w not in self.gone or chunk < self.gone[w])
 
 
+@dataclass(eq=False)
+class _Refused:
+    """A refused push, which no round waits for; ``got`` chunks have come, ``left`` are still to be thrown away."""
+
+    worker: int
+    got: dict[int, int]
+    left: int
+
+
 class ChunkSchedule:
     """Says which chunk can be added or closed next.
 
@@ -82,23 +97,32 @@ class ChunkSchedule:
     def __init__(self, chunks: int) -> None:
         self.chunks = chunks
         self._tracks: deque[_Track] = deque()
-        # The tracks of a worker's pushes, oldest first. A final push may follow while the one before it is still coming
-        # in.
-        self._pushes: dict[int, deque[_Track]] = {}
+        # A worker's pushes, oldest first. A final push, or one after a refused one, may follow while the one before it
+        # is still coming in.
+        self._pushes: dict[int, deque[_Track | _Refused]] = {}
+        self._refused: list[_Refused] = []
         self._early: dict[int, int] = {}
+        self._out: set[int] = set()
 
     @property
     def idle(self) -> bool:
-        """Whether no round is under way."""
-        return not self._tracks
+        """Whether no round is under way, and no push, but for what may come from workers that were left out."""
+        return not self._tracks and all(push.worker in self._out for push in self._refused)
 
     def join(self, round_: Round, worker: int) -> None:
         """The header of a push has arrived; its chunks, if it has any, belong to ``round_``."""
         track = self._track(round_)
-        if round_.pushes[worker].local_steps:
+        if not round_.pushes[worker].local_steps:
+            return
+        early = min(self._early.get(worker, 0), self.chunks)
+        self._early[worker] = self._early.get(worker, 0) - early
+        if worker in round_.refused:
+            refused = _Refused(worker, {worker: early}, self.chunks)
+            self._refused.append(refused)
+            self._pushes.setdefault(worker, deque()).append(refused)
+        else:
             track.cursor[worker] = 0
-            track.got[worker] = min(self._early.get(worker, 0), self.chunks)
-            self._early[worker] = self._early.get(worker, 0) - track.got[worker]
+            track.got[worker] = early
             self._pushes.setdefault(worker, deque()).append(track)
 
     def seal(self, round_: Round) -> None:
@@ -107,6 +131,7 @@ class ChunkSchedule:
 
     def received(self, worker: int) -> None:
         """The next chunk of the worker's push has arrived, perhaps before the push's header was looked at."""
+        self._out.discard(worker)
         for track in self._pushes.get(worker, ()):
             if track.got[worker] < self.chunks:
                 track.got[worker] += 1
@@ -117,9 +142,40 @@ class ChunkSchedule:
         """No more chunks come from the worker; those that were added stay in the sum."""
         self._pushes.pop(worker, None)
         self._early.pop(worker, None)
+        self._refused = [push for push in self._refused if push.worker != worker]
         for track in self._tracks:
             if worker in track.round.members:
                 track.gone[worker] = track.cursor.get(worker, 0)
+
+    def leave_out(self, worker: int) -> None:
+        """As ``lost``, but the rest of the worker's pushes may still come, and is to be thrown away then."""
+        self._out.add(worker)
+        pushes = self._pushes.get(worker, deque())
+        left: deque[_Track | _Refused] = deque()
+        for push in pushes:
+            if isinstance(push, _Refused):
+                left.append(push)
+                continue
+            taken, got = push.cursor[worker], push.got[worker]
+            if push.alone and push.closed < taken:
+                left.append(push)  # the last one that was added still lies in its slot
+                push.got[worker] = self.chunks
+            if taken < self.chunks:
+                refused = _Refused(worker, {worker: got}, self.chunks - taken)
+                self._refused.append(refused)
+                left.append(refused)
+        self._pushes[worker] = left
+        for track in self._tracks:
+            if worker in track.round.members:
+                track.gone[worker] = track.cursor.get(worker, 0)
+
+    def coming(self, worker: int) -> bool:
+        """Whether chunks of a push of the worker have still to come."""
+        return any(push.got[worker] < self.chunks for push in self._pushes.get(worker, ()))
+
+    def answering(self, worker: int) -> bool:
+        """Whether a message to the worker has not been handed over whole."""
+        return any(worker in track.round.recipients for track in self._tracks)
 
     def operations(self, room: Callable[[Round, int], bool]) -> Iterator[Operation]:
         """Yield what can be done now, to be carried out one by one in this order.
@@ -127,13 +183,34 @@ class ChunkSchedule:
         Args:
             room: whether the new values of a chunk of a round can be taken by its recipients' buffers now.
         """
-        limit = self.chunks
-        for track in list(self._tracks):
-            yield from self._advance(track, limit, room)
-            limit = track.closed
-            if track.round.sealed and track.closed == self._wanted(track):
-                self._forget(track)
-                yield Done(track.round)
+        while True:
+            yield from self._discard()
+            limit = self.chunks
+            for track in list(self._tracks):
+                yield from self._advance(track, limit, room)
+                if track.round.sealed and track.closed == self._wanted(track):
+                    # Those that follow wait for it no longer, though it may have closed no chunk: a message to stop.
+                    self._forget(track)
+                    yield Done(track.round)
+                else:
+                    limit = track.closed
+            if not any(self._wasted(push) for push in self._refused):
+                return
+
+    def _discard(self) -> Iterator[Operation]:
+        for push in list(self._refused):
+            while self._wasted(push):
+                push.left -= 1
+                if not push.left:
+                    self._refused.remove(push)
+                    self._pushes[push.worker].popleft()
+                yield Discard(push.worker)
+
+    def _wasted(self, push: _Refused) -> bool:
+        """Whether a chunk of a refused push has come, and it is its worker's oldest one."""
+        return (
+            push.left > 0 and self._pushes[push.worker][0] is push and self.chunks - push.left < push.got[push.worker]
+        )
 
     def _advance(self, track: _Track, limit: int, room: Callable[[Round, int], bool]) -> Iterator[Operation]:
         # A round may add a chunk only when the round before has closed it: there is one sum of a chunk at a time.
@@ -195,5 +272,5 @@ class ChunkSchedule:
     def _forget(self, track: _Track) -> None:
         self._tracks.remove(track)
         for worker in track.cursor:
-            if worker in self._pushes:
+            if track in self._pushes.get(worker, ()):
                 self._pushes[worker].remove(track)

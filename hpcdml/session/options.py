@@ -14,7 +14,7 @@ NAMES = (
     *(field.name for field in dataclasses.fields(PolicyOptions)),
     *("epochs", "max_samples", "max_seconds"),
     *("output", "overwrite", "seed", "eval_seconds", "threads", "bind", "chunk_kib", "poll_us", "progress"),
-    *("cuda_aware", "debug"),
+    *("cuda_aware", "worker_timeout", "debug"),
 )
 """What ``Session`` takes, with the meaning that ``hpcdml train --help`` gives."""
 

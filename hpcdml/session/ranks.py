@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn, TypeVar
 
 import torch
@@ -14,8 +14,19 @@ from torch import nn
 
 from hpcdml.config import TrainConfig
 from hpcdml.errors import HpcdmlError, MachineError, UsageError
-from hpcdml.mpi import once
-from hpcdml.mpi.world import World, abort, barrier, gather, hosts, join_world, same_everywhere
+from hpcdml.mpi import faults, once
+from hpcdml.mpi.world import (
+    World,
+    abort,
+    barrier,
+    failure,
+    finish,
+    gather,
+    hosts,
+    join_world,
+    same_everywhere,
+    send_final,
+)
 from hpcdml.parameters import FlatModel
 from hpcdml.session.options import in_python
 from hpcdml.training.devices import pick_device, set_threads
@@ -78,7 +89,10 @@ class Meeting:
         if not isinstance(error, HpcdmlError):
             text = f"{_place(error)}: {type(error).__name__}: {text}"
             text += "" if self.debug else " (Session(debug=True) shows the traceback)"
-        abort(self.world, MachineError(text))
+        told = MachineError(text)
+        if faults.tolerated() and not self.world.is_server:
+            faults.leave(failure(self.world, told))  # the others go on
+        abort(self.world, told)
         raise SystemExit(1)  # no MPI is known that comes back from its abort
 
     def _agreed(self, stage: Callable[[], T]) -> T:
@@ -120,11 +134,27 @@ class Meeting:
         return flat
 
 
-def agree_on_end(world: World, flat: FlatModel, status: int) -> None:
-    """Wait until every rank has done its part, then give everybody the server's parameters."""
-    if any(gather(world, status)):
+def end_together(world: World, flat: FlatModel, status: int, present: Iterable[int]) -> None:
+    """Wait until the server has ended, then take its parameters.
+
+    Args:
+        status: on rank 0 whether its part went well: 0.
+        present: on rank 0 the workers that are to hear of it; the others are lost.
+
+    Raises:
+        MachineError: on every rank, where it did not.
+        ServerLost: the server has died.
+    """
+    workers = tuple(present)
+    if finish(world, status, workers):
         raise MachineError("the run has failed")
-    share_values(world, flat)
+    integers = flat.integers()
+    copies = [values.detach().cpu() for values in flat.flats]
+    send_final(world, [*(copy.view(torch.uint8).numpy() for copy in copies), integers], workers)
+    with torch.no_grad():
+        for values, copy in zip(flat.flats, copies, strict=True):
+            values.copy_(copy)
+    flat.set_integers(integers)
 
 
 def own_device() -> torch.device:

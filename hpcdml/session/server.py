@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -11,10 +12,10 @@ from torch import nn
 
 from hpcdml.config import TrainConfig
 from hpcdml.errors import UsageError
-from hpcdml.mpi.world import World
+from hpcdml.mpi.world import World, end_without
 from hpcdml.parameters import FlatModel
 from hpcdml.session.batches import shard
-from hpcdml.session.ranks import agree_on_end
+from hpcdml.session.ranks import end_together
 from hpcdml.training.bounds import sample_bound
 from hpcdml.training.evaluation import Score
 from hpcdml.training.server_job import ServerJob
@@ -84,6 +85,7 @@ class ServerPart:
         self._home = home
         self._start = 0.0
         self._served = False
+        self._status = 0
 
     def start(self, start: float) -> None:
         """``start`` is the ``perf_counter`` time that counts as zero in the records."""
@@ -105,7 +107,7 @@ class ServerPart:
             self.job.machine.max_samples = None  # the workers' own loops end the run
         model, threads = self.model.flat.model, torch.get_num_threads()
         training = model.training
-        self.job.run(self._start)
+        self._status = self.job.run(self._start)
         model.train(training)
         torch.set_num_threads(threads)
 
@@ -119,7 +121,11 @@ class ServerPart:
         """The loop is over: serve, if there was none, and leave the final parameters in every rank's model."""
         self.opened(None)
         self._hook.remove()
-        agree_on_end(self.world, self.model.flat, 0)
+        machine = self.job.machine
+        end_together(self.world, self.model.flat, self._status, machine.present)
+        if machine.silent:
+            # They do not answer, and MPI would wait for them at the end of the program.
+            atexit.register(end_without, self.world, 0, machine.silent)
         self.model.flat.model.to(self._home)
 
 

@@ -45,10 +45,10 @@ class Session:
             a mapping with ``accuracy``, ``loss`` or both, for the record. Not called without MPI.
         options: as in ``hpcdml train --help``, with underscores: ``policy``, ``compensation``, ``local_steps``,
             ``staleness``, ``max_local_steps``, ``weighting``, ``outer_optimizer``, ``outer_lr``, ``outer_momentum``,
-            ``wire_dtype``, ``epochs``, ``max_samples``, ``max_seconds``, ``output``, ``overwrite``, ``seed``,
-            ``eval_seconds``, ``threads``, ``bind``, ``chunk_kib``, ``poll_us``, ``progress``, ``cuda_aware``,
-            ``debug``. With ``epochs``, ``max_samples`` or ``max_seconds`` the server stops all loops when all workers
-            together have done so much; without, every worker's loop ends by itself.
+            ``max_update_norm``, ``wire_dtype``, ``epochs``, ``max_samples``, ``max_seconds``, ``output``,
+            ``overwrite``, ``seed``, ``eval_seconds``, ``threads``, ``bind``, ``chunk_kib``, ``poll_us``, ``progress``,
+            ``cuda_aware``, ``worker_timeout``, ``debug``. With ``epochs``, ``max_samples`` or ``max_seconds`` the
+            server stops all loops when all workers together have done so much; without, every loop ends by itself.
 
     Raises:
         UsageError: an argument is wrong. In an MPI job ``__enter__`` says so in one line of one rank, and raises

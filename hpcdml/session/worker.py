@@ -15,10 +15,11 @@ from hpcdml.parameters import FlatModel
 from hpcdml.protocol.policies import make_policy
 from hpcdml.protocol.worker import Worker
 from hpcdml.session.batches import shard
-from hpcdml.session.ranks import agree_on_end
+from hpcdml.session.ranks import end_together
+from hpcdml.training.blank import BlankState
 from hpcdml.training.staging import make_staging
 from hpcdml.training.stop_signals import StopSignals
-from hpcdml.training.worker_job import direct
+from hpcdml.training.worker_job import PATIENCE, direct
 from hpcdml.training.worker_loop import WorkerLoop
 
 
@@ -58,6 +59,9 @@ class WorkerPart:
             False,
             None,
             StopSignals(),
+            None,
+            None if config.run.worker_timeout is None else PATIENCE * config.run.worker_timeout,
+            forget=BlankState(optimizer).restore_unless_finite,
         )
         self._optimizer = optimizer
         self._open = ExitStack()
@@ -98,7 +102,7 @@ class WorkerPart:
             self.machine.end()
             self.loop.proceed()
             self._leave()
-        agree_on_end(self.world, self.flat, 0)
+        end_together(self.world, self.flat, 0, ())
 
     def _after_step(self, *unused: Any) -> None:
         if not self.running:

@@ -6,69 +6,47 @@ It never waits for anything: evaluation, checkpoints and the disk belong to othe
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import xxhash
 
 from hpcdml.config import StopOptions
 from hpcdml.mpi.backoff import Backoff
-from hpcdml.mpi.server_channel import ChunkArrived, Event, PushArrived, RecordsArrived, ServerChannel, StateArrived
+from hpcdml.mpi.server_channel import (
+    ChunkArrived,
+    Event,
+    PushArrived,
+    RecordsArrived,
+    ServerChannel,
+    StateArrived,
+    WorkerLost,
+)
 from hpcdml.observability.progress import Progress
 from hpcdml.protocol import server as protocol
-from hpcdml.protocol.chunks import Add, ChunkSchedule, Close, Done, Operation
+from hpcdml.protocol.chunks import Add, ChunkSchedule, Close, Discard, Done, Operation
 from hpcdml.protocol.messages import FINAL, LEAVE
-from hpcdml.protocol.server import Join, Round, Seal, Server
+from hpcdml.protocol.refusal import IN_A_ROW
+from hpcdml.protocol.server import Back, Drop, Join, Refuse, Round, Seal, Server
 from hpcdml.storage.run_file import RunWriter
 from hpcdml.storage.tables import PUSHES, ROUNDS
 from hpcdml.training.aggregator import Aggregator
 from hpcdml.training.background import Background, Every
 from hpcdml.training.checkpoints import Checkpoints
-from hpcdml.training.records import COLUMNS, table_rows
+from hpcdml.training.guard import Guard
+from hpcdml.training.membership import Membership
+from hpcdml.training.records import table_rows
 from hpcdml.training.replay import ServerScript
 from hpcdml.training.snapshots import Snapshots, Version
 from hpcdml.training.stop_signals import StopSignals
+from hpcdml.training.tally import Tally
 
 FLUSH_SECONDS = 1.0
 PROGRESS_SECONDS = 0.1
 LOOK_SECONDS = 0.01
 """Seconds between two looks at what is not the workers' business."""
-
-
-@dataclass
-class Tally:
-    """What the progress bar shows, from the step records that have come in.
-
-    Attributes:
-        loss: sum of the losses of ``steps`` local steps since the last round.
-        idle: seconds in which workers were blocked, of ``busy`` seconds in all, since the start.
-    """
-
-    loss: float = 0.0
-    steps: int = 0
-    idle: float = 0.0
-    busy: float = 0.0
-    last_loss: float = math.nan
-    _columns: dict[str, int] = field(default_factory=lambda: {name: i for i, name in enumerate(COLUMNS)})
-
-    def add(self, rows: np.ndarray) -> None:
-        """Count a block of step records, float64 of shape (rows, columns)."""
-        sums = rows.sum(axis=0)
-        idle, data, compute = (sums[self._columns[n]] for n in ("idle_seconds", "data_seconds", "compute_seconds"))
-        self.loss += sums[self._columns["loss"]]
-        self.steps += len(rows)
-        self.idle += idle
-        self.busy += idle + data + compute
-
-    def mean_loss(self) -> float:
-        """Mean loss since the last call; nan if there was no step."""
-        mean = self.loss / self.steps if self.steps else math.nan
-        self.loss, self.steps = 0.0, 0
-        if not math.isnan(mean):
-            self.last_loss = mean
-        return mean
 
 
 class ServerLoop:
@@ -87,6 +65,8 @@ class ServerLoop:
         records: by worker, the blocks of step records that have come; they are counted here.
         keep: whether workers that have ended leave their states behind.
         signals: which tell that the run is to end.
+        hosts: host name of every rank.
+        min_workers, worker_timeout: see ``Membership``.
         script: what a recorded run did, which this one repeats; None: it is a run of its own.
     """
 
@@ -104,6 +84,9 @@ class ServerLoop:
         records: dict[int, int],
         keep: bool,
         signals: StopSignals,
+        hosts: Mapping[int, str],
+        min_workers: int,
+        worker_timeout: float | None,
         script: ServerScript | None = None,
     ) -> None:
         self.machine = machine
@@ -133,7 +116,26 @@ class ServerLoop:
         self._show = Every(PROGRESS_SECONDS)
         self._look = Every(LOOK_SECONDS)
         self._flusher = Background("run file")
-        self._operations: dict[type[Operation], Callable] = {Add: self._add, Close: self._close, Done: self._done}
+        self._warned: set[tuple[int, str]] = set()
+        self.membership = Membership(
+            machine,
+            self.schedule,
+            channel,
+            checkpoints,
+            self._carry_out,
+            self._tell,
+            self._preempt,
+            hosts,
+            min_workers,
+            worker_timeout,
+        )
+        self.guard = Guard(lambda worker, text: self._tell(worker, "spoiled", text))
+        self._operations: dict[type[Operation], Callable] = {
+            Add: self._add,
+            Discard: lambda operation: self.channel.release(operation.worker),
+            Close: self._close,
+            Done: self._done,
+        }
 
     def run(self, start: float) -> None:
         """Serve; ``start`` is the ``perf_counter`` time that counts as zero in the records.
@@ -143,6 +145,7 @@ class ServerLoop:
             ProtocolError, StrayMessage: a worker said something that no worker may say.
         """
         self._start = start
+        self.channel.silent = self.machine.silent
         backoff = Backoff()
         self._carry_out(self.machine.resume())
         if self.script is not None and self.script.stop == 0:
@@ -184,6 +187,7 @@ class ServerLoop:
     def _take(self, event: Event) -> None:
         if isinstance(event, ChunkArrived):
             self.schedule.received(event.worker)
+            self.membership.heard(event.worker)
         elif isinstance(event, PushArrived):
             for each in [event] if self.script is None else self.script.in_turn(event):
                 self._take_push(each)
@@ -193,6 +197,11 @@ class ServerLoop:
             self._blocks[event.worker] += 1
             self.tally.add(event.rows)
             self.writer.append("steps", table_rows(event.worker, event.rows))
+            self.membership.heard(event.worker)
+        elif isinstance(event, WorkerLost):
+            self._blocks_due.pop(event.worker, None)
+            self.membership.lost(event.worker, self.integers)
+            self._version_made()
 
     def _take_push(self, event: PushArrived) -> None:
         push = event.push
@@ -202,14 +211,19 @@ class ServerLoop:
         if push.flags & FINAL:
             self._blocks_due[push.worker] = push.records
         self._carry_out(self.machine.pushed(push))
-        if self._made is not None:
-            made, self._made = self._made, None
-            begun = self.checkpoints.consider(made, self.seconds, self.integers)
-            if begun and self.preempted is not None:
-                # Later progress is in the result, but the run goes on from here.
-                self._request_stop(self.preempted)
-            if self.script is not None:
-                self._follow(self.script)
+        self._version_made()
+
+    def _version_made(self) -> None:
+        """If a version was just made, and none of its chunks is closed yet, it may be one to keep, or the last one."""
+        if self._made is None:
+            return
+        made, self._made = self._made, None
+        begun = self.checkpoints.consider(made, self.seconds, self.integers)
+        if begun and self.preempted is not None:
+            # Later progress is in the result, but the run goes on from here.
+            self._request_stop(self.preempted)
+        if self.script is not None:
+            self._follow(self.script)
 
     def _follow(self, script: ServerScript) -> None:
         """A version was just made: stop where the recorded run did, or where it is to be repeated no further."""
@@ -229,19 +243,36 @@ class ServerLoop:
                 self.schedule.join(action.round, action.push.worker)
             elif isinstance(action, Seal):
                 self._seal(action.round)
+            elif isinstance(action, Back):
+                self.membership.back(action.worker, self.integers)
+            elif isinstance(action, Refuse):
+                self._tell(action.push.worker, "refused", f"push {action.push.sequence}: {action.why}")
+            elif isinstance(action, Drop):
+                text = f"{IN_A_ROW} updates in a row were refused; it is told to stop, and the others go on without it"
+                self.membership.dropped(action.worker, text, self.integers)
+
+    def _tell(self, worker: int, kind: str, text: str) -> None:
+        """Note what happened to a worker; on the screen only the first time of each kind."""
+        self.writer.event(self.seconds, worker, kind, text)
+        if (worker, kind) not in self._warned:
+            self._warned.add((worker, kind))
+            print(f"hpcdml: warning: rank {worker}: {kind}: {text}", file=sys.stderr, flush=True)
 
     def _seal(self, round_: Round) -> None:
         for push in round_.pushes.values():
             integers = self._arrived.pop((push.worker, push.sequence))
-            np.maximum(self.integers, integers, out=self.integers)
+            if push.worker not in round_.refused:
+                np.maximum(self.integers, integers, out=self.integers)
         now, made = self.seconds, round_.version
         rows = [
-            (p.worker, p.sequence, now, p.version, made, made - 1 - p.version, p.local_steps, p.samples)
+            (*(p.worker, p.sequence, now, p.version, made, made - 1 - p.version, p.local_steps, p.samples, p.clock),
+             p.worker in round_.refused)
             for p in round_.pushes.values()
             if p.local_steps
-        ]
+        ]  # fmt: skip
         if rows:
             self.writer.append("pushes", PUSHES.rows(*rows))
+        if round_.contributors:
             self.snapshots.consider(round_)
             self._made = round_
         for worker in round_.recipients:
@@ -260,15 +291,18 @@ class ServerLoop:
             return
         weight = self.machine.weight(operation.round.pushes[operation.worker])
         update = self.channel.slot(operation.worker, operation.chunk)
-        self.aggregator.add(operation.chunk, update, weight, operation.first)
+        if self.guard.admits(operation.round, operation.worker, operation.chunk, update):
+            self.aggregator.add(operation.chunk, update, weight, operation.first)
         self.channel.release(operation.worker)
 
     def _close(self, operation: Close) -> None:
         round_, chunk = operation.round, operation.chunk
         if operation.contributors:
-            weight = 1.0 if operation.alone else self._weight_of(round_, operation.contributors)
+            taken = self.guard.contributors(round_, chunk, operation.contributors)
+            weight = 1.0 if operation.alone else self._weight_of(round_, taken)
             alone = self.channel.slot(operation.contributors[0], chunk) if operation.alone else None
-            self.aggregator.close(chunk, weight, round_.share, alone)
+            if taken and not self.aggregator.close(chunk, weight, round_.share, alone):
+                self.guard.spoiled(round_, chunk, taken)
             if operation.alone:
                 self.channel.release(operation.contributors[0])
             self.snapshots.copy(round_, chunk, self.aggregator.x)
@@ -298,6 +332,7 @@ class ServerLoop:
     def _done(self, operation: Done) -> None:
         round_ = operation.round
         now = self.seconds
+        self.membership.asked(round_.recipients)
         opened = self._opened.pop(round_, now)
         contributors = round_.contributors
         if not contributors:
@@ -317,6 +352,9 @@ class ServerLoop:
     def _look_after(self) -> None:
         """What is done now and then: stopping, checkpoints, the progress bar, handing rows to the disk's thread."""
         self.checkpoints.work(self.seconds)
+        if self.membership.check(self.integers):
+            self._version_made()
+            self._work()
         if self.signals.received is not None:
             self._preempt(f"{self.signals.received} on rank 0")
         limit, target = self.stop.max_seconds, self.stop.target_accuracy

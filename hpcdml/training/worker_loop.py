@@ -15,18 +15,20 @@ from torch import nn
 
 from hpcdml.config import ProgressName
 from hpcdml.errors import HpcdmlError
+from hpcdml.mpi import faults
 from hpcdml.mpi.backoff import Backoff
 from hpcdml.mpi.tags import FINAL_STATE
 from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.parameters import FlatModel
-from hpcdml.protocol.messages import LEAVE, Push
-from hpcdml.protocol.worker import Action, Adopt, Exchange, SendPush, Stop, TakeUpdate, Train, Wait, Worker
+from hpcdml.protocol.messages import BACK, LEAVE, Push
+from hpcdml.protocol.worker import Action, Adopt, Exchange, Forget, SendPush, Stop, TakeUpdate, Train, Wait, Worker
 from hpcdml.storage.image import pack
 from hpcdml.training.local_step import LocalStep
 from hpcdml.training.pace import Pace, Stretch
 from hpcdml.training.polling import StepPoller
 from hpcdml.training.records import StepRecords
 from hpcdml.training.replay import WorkerScript
+from hpcdml.training.shares import Shares
 from hpcdml.training.staging import Staging
 from hpcdml.training.stop_signals import StopSignals
 from hpcdml.training.worker_state import WorkerState
@@ -53,7 +55,10 @@ class WorkerLoop:
         keep: whether the state is saved at the end as well, for a run that goes on from there.
         script: when a recorded run took in messages, which this one repeats; None: it is a run of its own.
         signals: which tell that the run is to end; the server learns of it from the next push.
+        shares: is told which workers are out of the run, and which are back; None: it is of no interest.
+        patience: for how many seconds an answer of the server is waited for; None: without end.
         schedule: is told after every local step how many samples all workers have trained on by then.
+        forget: is called when the worker is to go on afresh, after an update that was refused.
     """
 
     def __init__(
@@ -69,9 +74,14 @@ class WorkerLoop:
         keep: bool,
         script: WorkerScript | None,
         signals: StopSignals,
+        shares: Shares | None,
+        patience: float | None,
         schedule: Callable[[int], None] = lambda samples: None,
+        forget: Callable[[], object] = lambda: None,
     ) -> None:
         self.machine = machine
+        self.shares = shares
+        self.patience = patience
         self.flat = flat
         self.channel = channel
         self.staging = staging
@@ -82,10 +92,12 @@ class WorkerLoop:
         self.script = script
         self.signals = signals
         self.schedule = schedule
+        self.forget = forget
         self.poller = StepPoller(channel, model, poll_seconds, progress)
         self._handlers: dict[type[Action], Callable] = {
             Wait: self._wait,
             TakeUpdate: self._take_update,
+            Forget: self._forget,
             Adopt: self._adopt,
             Exchange: self._exchange,
             SendPush: self._send_push,
@@ -98,6 +110,7 @@ class WorkerLoop:
         self._start = 0.0
         # End of the last step: whatever is neither idle nor waiting for data since then counts as computing.
         self._recorded = 0.0
+        self._silence, self._listened = 0.0, 0.0
         # Time that the worker was blocked on communication since the last record: waits, copies and polls.
         self._idle = 0.0
 
@@ -106,6 +119,7 @@ class WorkerLoop:
 
         Raises:
             StrayMessage: a message of another run arrived.
+            ServerLost, NoWord: the server has died, or does not answer.
             ValueError: the model replaced a parameter or buffer that the run exchanges.
         """
         self.model.train()
@@ -129,7 +143,7 @@ class WorkerLoop:
         """Do what the machine says up to the next local step; returns whether there is one.
 
         Raises:
-            StrayMessage, ValueError: as ``run``.
+            StrayMessage, ServerLost, NoWord, ValueError: as ``run``.
         """
         while not self.machine.stopped:
             for action in self.machine.decide():
@@ -177,7 +191,7 @@ class WorkerLoop:
             Whether there is another local step.
 
         Raises:
-            StrayMessage, ValueError: as ``run``.
+            StrayMessage, ServerLost, NoWord, ValueError: as ``run``.
         """
         self.machine.stepped(samples)
         self.schedule(self.machine.estimate)
@@ -222,6 +236,7 @@ class WorkerLoop:
             backoff.wait()
             self.poller.poll()
             self._save_if_marked()
+            self._listen()
         self._idle += time.perf_counter() - begin
 
     def _take_update(self, action: TakeUpdate) -> None:
@@ -231,10 +246,15 @@ class WorkerLoop:
         while not self.channel.push_free:
             backoff.wait()
             self.poller.poll()
-        self.flat.update_into(self.staging.update)
-        self.staging.written()
+        self.staging.written(self.flat.update_into(self.staging.update))
         if action.keep:
             self.flat.set_base()
+        self._idle += time.perf_counter() - begin
+
+    def _forget(self, action: Forget) -> None:
+        begin = time.perf_counter()
+        self.flat.forget_residual()
+        self.forget()
         self._idle += time.perf_counter() - begin
 
     def _adopt(self, action: Adopt) -> None:
@@ -250,9 +270,9 @@ class WorkerLoop:
         begin = time.perf_counter()
         self._check_views()
         self.staging.reading()
-        self.flat.exchange(self.staging.update, self.staging.globals, action.compensation)
+        norm = self.flat.exchange(self.staging.update, self.staging.globals, action.compensation)
         self.staging.read()
-        self.staging.written()
+        self.staging.written(norm)
         self._take_integers()
         self._idle += time.perf_counter() - begin
 
@@ -276,7 +296,8 @@ class WorkerLoop:
             self._send_records(begin)
         while not self.channel.push_free:
             self.poller.poll()
-        self.channel.send(self._with_blocks(action.push), self.flat.integers())
+        norm = (lambda: self.staging.norm) if action.push.local_steps else None
+        self.channel.send(self._with_blocks(action.push), self.flat.integers(), norm)
         self._idle += time.perf_counter() - begin
 
     def _stop(self, action: Stop) -> None:
@@ -284,9 +305,23 @@ class WorkerLoop:
 
     def _deliver(self) -> None:
         self._save_if_marked()
+        while self.channel.membership:
+            told = self.channel.membership.pop(0)
+            if self.shares is not None:
+                self.shares.change(told.answers, present=bool(told.flags & BACK))
+        self._listen()
         message = self.poller.take()
         if message is not None:
             self.machine.arrived(message)
+
+    def _listen(self) -> None:
+        """Count how long the server has not answered."""
+        now = time.perf_counter()
+        # Not the time for which this process itself was stopped.
+        passed, self._listened = min(now - self._listened, 1.0), now
+        self._silence = self._silence + passed if self.machine.awaiting and self.poller.message is None else 0.0
+        if self.patience is not None and self._silence > self.patience:
+            raise faults.NoWord(f"rank 0, the server, has not answered for {self._silence:.0f} s")
 
     def _save_if_marked(self) -> None:
         """Save this worker's state before any later message is taken in, where the server has asked for it."""
