@@ -126,7 +126,7 @@ class Server:
         self._sequence = {worker: 0 for worker in self.live}
         self._last_samples = {worker: 0 for worker in self.live}
         self._final: set[int] = set()
-        self._left: set[int] = set()
+        self._departed: set[int] = set()
         self._dropped: set[int] = set()
         self._leaving: set[int] = set()
         self._held: set[int] = set()
@@ -247,7 +247,7 @@ class Server:
         if push.flags & FINAL:
             self._final.add(worker)
             if not self.stopping:
-                self._left.add(worker)  # of its own accord: the others go on without it
+                self._departed.add(worker)  # of its own accord: the others go on without it
         actions = self._enter(current, push)
         if push.local_steps and not push.flags & FINAL and self.gate.gives_up(worker):
             self.live.discard(worker)
@@ -273,6 +273,8 @@ class Server:
             self.silent.discard(worker)
             self.live.add(worker)
             self._final.add(worker)
+            if not self.stopping:
+                self._departed.add(worker)
         return self._thrown_away(push)
 
     def _thrown_away(self, push: Push) -> list[Action]:
@@ -383,7 +385,7 @@ class Server:
         current.recipients = tuple(sorted(recipients))
         current.stop = self.stopping
         # A contributor may have been lost since.
-        others = self.live - (self._left - set(current.contributors))
+        others = self.live - (self._departed - set(current.contributors))
         current.share = min(1.0, len(current.contributors) / max(1, len(others)))
         # Where this holds, no worker can push again, and so change the values, before it has this message whole.
         self._unanswered -= recipients
