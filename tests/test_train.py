@@ -22,7 +22,6 @@ from hpcdml.config import POLICIES, TrainConfig
 from hpcdml.observability.summary import summarise
 from hpcdml.storage.checkpoint import read_checkpoint
 from hpcdml.storage.run_reader import RunReader
-from several import several
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -52,19 +51,10 @@ def test_every_policy_trains_digits_with_two_workers(policy: str, hpcdml_job: Jo
     assert 0.9 * 60 * 1437 <= summary["samples"] <= 1.1 * 60 * 1437
 
 
-@pytest.fixture(scope="module")
-def of_one_worker(_needs_mpirun: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with a run of each policy, by the same two ranks."""
-    folder = tmp_path_factory.mktemp("one")
-    options = ["--lr", "0.2", "--epochs", "40"]
-    several(2, [["train", "--policy", policy, *options, "--output", policy] for policy in POLICIES], folder)
-    return folder
-
-
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_policy_learns_with_one_worker(policy: str, of_one_worker: Path) -> None:
-    summary = summarise(RunReader(of_one_worker / policy))
-    assert summary["finished"] and summary["final_accuracy"] >= 0.94
+def test_every_policy_learns_with_one_worker(policy: str, hpcdml_job: Job, tmp_path: Path) -> None:
+    result = hpcdml_job(2, "train", "--policy", policy, "--lr", "0.2", "--epochs", "40", "--output", tmp_path)
+    assert done(result, tmp_path)["final_accuracy"] >= 0.94
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ import torch
 
 from hpcdml.storage.checkpoint import read_checkpoint
 from hpcdml.storage.run_reader import RunReader
-from several import Said, several
+from in_one_job import Said, several
 
 SECONDS = 240.0  # others may use the machine
 pytestmark = pytest.mark.timeout(SECONDS + 60)

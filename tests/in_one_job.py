@@ -1,7 +1,7 @@
 """Several commands by the same ranks, one after the other: to start ranks takes seconds, what most commands do less.
 
-As a program, under mpirun: ``several.py FOLDER COMMANDS``, with a JSON list of lists of words. What each rank says goes
-to files in the folder, and its exit statuses as well.
+As a program, under mpirun: ``in_one_job.py FOLDER COMMANDS``, with a JSON list of lists of words. What each rank
+says goes to files in the folder, and its exit statuses as well.
 """
 
 from __future__ import annotations
