@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpcdml.cli import options
-from hpcdml.cli.train import WORK, need_launcher
+from hpcdml.cli import options, ranks
+from hpcdml.cli.train import WORK
 from hpcdml.config import TrainConfig, option
 from hpcdml.errors import UsageError
 
@@ -59,7 +59,9 @@ def parse(argv: Sequence[str]) -> Job:
     values = dict(request.values)
     until, verify = values.pop("until", None), values.pop("verify", True)
     TrainConfig.from_flat(values)
-    need_launcher("replay needs as many ranks as the run had", f"replay {request.target}")
+    if ranks.launcher_rank() is None:
+        raise UsageError(f"replay needs as many ranks as the run had: mpirun -n 3 hpcdml replay {request.target}")
+    importlib.import_module(WORK)
     return Job(request.target, until, verify, values)
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpcdml.cli import options
-from hpcdml.cli.train import WORK, need_launcher
+from hpcdml.cli import options, ranks
+from hpcdml.cli.train import WORK
 from hpcdml.config import RunOptions, StopOptions, TrainConfig
 from hpcdml.errors import UsageError
 
@@ -52,7 +52,9 @@ def parse(argv: Sequence[str]) -> Job:
         if name in request.values:
             raise UsageError(f"--{name}: cannot be given to resume, which goes on with the run as it is")
     TrainConfig.from_flat(request.values)
-    need_launcher("resume needs at least 2 ranks", f"resume {request.target}")
+    if ranks.launcher_rank() is None:
+        raise UsageError(f"resume needs at least 2 ranks: mpirun -n 3 hpcdml resume {request.target}")
+    importlib.import_module(WORK)
     return Job(request.target, request.values)
 
 

@@ -41,19 +41,13 @@ def parse(argv: Sequence[str]) -> TrainConfig:
         raise request.blame(error) from None
     if request.print_config:
         raise Answer(_yaml(config))
-    need_launcher("train needs at least 2 ranks, a server and its workers", f"train {shlex.join(argv)}")
-    return config
-
-
-def need_launcher(needs: str, words: str) -> None:
-    """Import the work; a rank that lacks a library says so before the others wait for it.
-
-    Raises:
-        UsageError: this is no MPI job; with what the command needs, and ``hpcdml WORDS`` as it would be launched.
-    """
     if ranks.launcher_rank() is None:
-        raise UsageError(f"{needs}: mpirun -n 3 hpcdml {words}".rstrip())
-    importlib.import_module(WORK)
+        words = shlex.join(argv)
+        raise UsageError(
+            f"train needs at least 2 ranks, a server and its workers: mpirun -n 3 hpcdml train {words}".rstrip()
+        )
+    importlib.import_module(WORK)  # a rank that lacks a library says so before the others wait for it
+    return config
 
 
 def run(config: TrainConfig) -> int:

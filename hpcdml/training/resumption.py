@@ -162,18 +162,14 @@ class Resumption:
         return own, tree
 
 
-def find(config: TrainConfig, workers: int, newest: Path | None = None) -> Resumption | None:
+def find(config: TrainConfig, workers: int) -> Resumption | None:
     """The newest valid checkpoint in the output folder; None: there is none. Damaged ones are told of.
-
-    Args:
-        config: what this job is to do.
-        workers: how many it has.
-        newest: that checkpoint, where ``saved_config`` has found it: to verify every byte twice takes its time.
 
     Raises:
         UsageError: it is one of another configuration; the message names the first difference.
     """
-    path = newest or _newest(config.run.output)
+    folder = Path(config.run.output) / CHECKPOINT_FOLDER
+    path = newest_valid(folder, lambda line: print(f"hpcdml: warning: {line}", file=sys.stderr, flush=True))
     if path is None:
         return None
     checkpoint = read_checkpoint(path, workers=(), check=False)
@@ -186,22 +182,17 @@ def find(config: TrainConfig, workers: int, newest: Path | None = None) -> Resum
     return Resumption(path, checkpoint, tuple(range(1, workers + 1)))
 
 
-def saved_config(folder: str) -> tuple[Path, dict[str, Any]]:
-    """The newest valid checkpoint of a run, and the configuration in it. Damaged ones are told of.
+def saved_config(folder: str) -> dict[str, Any]:
+    """The configuration in the newest valid checkpoint of a run.
 
     Raises:
         UsageError: there is none.
     """
-    path = _newest(folder)
-    if path is None:
-        where = Path(folder) / CHECKPOINT_FOLDER
-        raise UsageError(f"{folder}: holds no valid checkpoint to go on from (none in {where})")
-    return path, dict(read_checkpoint(path, parameters=False, server=False, workers=(), check=False).config)
-
-
-def _newest(folder: str) -> Path | None:
     where = Path(folder) / CHECKPOINT_FOLDER
-    return newest_valid(where, lambda line: print(f"hpcdml: warning: {line}", file=sys.stderr, flush=True))
+    path = newest_valid(where)
+    if path is None:
+        raise UsageError(f"{folder}: holds no valid checkpoint to go on from (none in {where})")
+    return dict(read_checkpoint(path, parameters=False, server=False, workers=(), check=False).config)
 
 
 def give_states(world: World, found: Resumption | None, parts: dict[int, dict[str, Any]]) -> dict[str, Any] | None:

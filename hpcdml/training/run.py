@@ -6,8 +6,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -57,22 +55,14 @@ def resume(folder: str, options: dict[str, object]) -> int:
     """
 
     def work(world: World, signals: StopSignals) -> int:
-        newest, found = together(lambda: saved_config(folder) if world.is_server else (None, None))
+        found = together(lambda: saved_config(folder) if world.is_server else None)
         saved = share_config(world, found)
         given = {**known_options(saved), "output": folder, "overwrite": False, "resume": "auto", **options}
         config = together(lambda: TrainConfig.from_flat(given))
         signals.watch(config.run.signals)
-        return _run(config, world, signals, newest=newest)
+        return _run(config, world, signals)
 
     return _guarded(work)
-
-
-@dataclass(frozen=True)
-class Record:
-    """What rank 0 has read of a run that is to be repeated."""
-
-    reader: RunReader
-    scripts: Scripts
 
 
 def replay(folder: str, until: int | None, verify: bool, options: dict[str, object]) -> int:
@@ -87,24 +77,32 @@ def replay(folder: str, until: int | None, verify: bool, options: dict[str, obje
     Returns:
         As ``train``; 1 as well if a version, or the result, differs.
     """
+    recorded: list[RunReader] = []
+    scripts: list[Scripts] = []
 
-    def read(world: World) -> Record:
-        reader = RunReader(folder)
-        ranks = reader.workers + 1
-        if world.size != ranks:
-            raise UsageError(f"{folder}: was a run of {ranks} ranks: mpirun -n {ranks} hpcdml replay {folder}")
-        policy = make_policy(TrainConfig.from_flat(known_options(reader.config)).policy)
-        return Record(reader, read_scripts(reader, policy.collective, until))
+    def read(world: World) -> None:
+        if world.is_server:
+            recorded.append(RunReader(folder))
+            ranks = recorded[0].workers + 1
+            if world.size != ranks:
+                raise UsageError(f"{folder}: was a run of {ranks} ranks: mpirun -n {ranks} hpcdml replay {folder}")
+            policy = make_policy(TrainConfig.from_flat(known_options(recorded[0].config)).policy)
+            scripts.append(read_scripts(recorded[0], policy.collective, until))
+
+    def config(world: World) -> tuple[TrainConfig, WorkerScript | None]:
+        together(lambda: read(world))
+        mine = share_script(world, scripts[0] if scripts else None)
+        given = {**known_options(mine.config), **as_replayed(folder), "threads": mine.threads, **options}
+        return together(lambda: TrainConfig.from_flat(given)), mine.script
+
+    def told(world: World) -> int:
+        return tell_replay(recorded[0], scripts[0].server, until) if world.is_server and verify else 0
 
     def work(world: World, signals: StopSignals) -> int:
-        record = together(lambda: read(world) if world.is_server else None)
-        mine = share_script(world, record.scripts if record else None)
-        given = {**known_options(mine.config), **as_replayed(folder), "threads": mine.threads, **options}
-        config = together(lambda: TrainConfig.from_flat(given))
+        found, script = config(world)
         signals.unwatch()
-        _run(config, world, signals, mine.script, record.scripts.server if record else None)
-        told = tell_replay(record.reader, record.scripts.server, until) if record and verify else 0
-        return max(gather(world, told))
+        _run(found, world, signals, script, scripts[0].server if scripts else None)
+        return max(gather(world, told(world)))
 
     return _guarded(work)
 
@@ -133,12 +131,11 @@ def _run(
     signals: StopSignals,
     script: WorkerScript | None = None,
     server: ServerScript | None = None,
-    newest: Path | None = None,
 ) -> int:
     """Train, go on or repeat; returns the exit status, the same on every rank."""
     together(lambda: _need_workers(world))
     setup = set_up(config, world)
-    found = together(lambda: _find(config, world, setup, newest))
+    found = together(lambda: _find(config, world, setup))
     resumes = _at_server(world, found is not None)
     if resumes and _at_server(world, found is not None and _has_ended(config, setup, found)):
         return 0
@@ -173,11 +170,11 @@ def _need_workers(world: World) -> None:
     raise UsageError("train needs at least 2 ranks, a server and its workers: mpirun -n 3 hpcdml train ...")
 
 
-def _find(config: TrainConfig, world: World, setup: Setup, newest: Path | None) -> Resumption | None:
+def _find(config: TrainConfig, world: World, setup: Setup) -> Resumption | None:
     """On rank 0, where the run goes on from; its values are loaded into the model."""
     if not world.is_server or config.run.resume == "never":
         return None
-    found = find(config, len(world.workers), newest)
+    found = find(config, len(world.workers))
     if found is not None:
         found.load_start(setup.flat)
     return found
