@@ -66,8 +66,8 @@ def train(folder: Path, policy: str, every: int, output: str, *more: str) -> Run
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("policy", ONE_STEP)
 def test_one_push_in_ten_with_nan_is_refused_and_costs_no_accuracy(policy: str, tmp_path: Path) -> None:
-    well = train(tmp_path, policy, 0, "well", "--epochs", "8")
-    run = train(tmp_path, policy, 10, "poisoned", "--epochs", "8")
+    well = train(tmp_path, policy, 0, "well", "--epochs", "16")
+    run = train(tmp_path, policy, 10, "poisoned", "--epochs", "16")
     injected = len((tmp_path / "injected").read_text().split())
     pushes = run.table("pushes")
     refused = pushes[pushes["refused"] == 1]

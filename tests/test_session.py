@@ -250,3 +250,15 @@ def test_one_rank_is_too_few(_needs_mpirun: None, tmp_path: Path) -> None:
     done = launch.mpirun(1, sys.executable, str(CASES), str(tmp_path), "plain", timeout=600)
     assert done.returncode == 2
     assert "a session needs at least 2 ranks, a server and its workers, or no mpirun at all" in done.stderr
+
+
+def test_where_ranks_may_die_a_worker_that_fails_leaves_alone(_needs_mpirun: None, tmp_path: Path) -> None:
+    ulfm = ("--with-ft", "ulfm")
+    done = launch.mpirun(3, *ulfm, sys.executable, str(CASES), str(tmp_path), "raises", timeout=600)
+    if "unrecognized" in done.stderr.lower() or "not supported" in done.stderr.lower():
+        pytest.skip("this mpirun has no --with-ft ulfm")
+    assert "hpcdml: rank 2 on" in done.stderr and "RuntimeError: the disk is on fire" in done.stderr
+    assert {line["rank"] for line in lines(done)} == {0, 1}
+    run = RunReader(tmp_path / "raises")
+    steps = run.table("steps")
+    assert run.finished and int((steps["worker"] == 1).sum()) == 15

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NoReturn, TypeVar
 
 import torch
@@ -134,19 +134,22 @@ class Meeting:
         return flat
 
 
-def end_together(world: World, flat: FlatModel, status: int, present: Iterable[int]) -> None:
-    """Wait until the server has ended, then take its parameters.
+def end_together(
+    world: World, flat: FlatModel, status: int = 0, present: Iterable[int] = (), silent: Collection[int] = ()
+) -> None:
+    """Wait until the server has ended, then take its parameters. Where a worker hangs, all ranks are ended by force.
 
     Args:
         status: on rank 0 whether its part went well: 0.
         present: on rank 0 the workers that are to hear of it; the others are lost.
+        silent: on rank 0 the workers from which nothing comes any more.
 
     Raises:
         MachineError: on every rank, where it did not.
         ServerLost: the server has died.
     """
     workers = tuple(present)
-    if finish(world, status, workers):
+    if finish(world, status, workers, silent):
         raise MachineError("the run has failed")
     integers = flat.integers()
     copies = [values.detach().cpu() for values in flat.flats]

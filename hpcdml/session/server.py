@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,7 +11,7 @@ from torch import nn
 
 from hpcdml.config import TrainConfig
 from hpcdml.errors import UsageError
-from hpcdml.mpi.world import World, end_without
+from hpcdml.mpi.world import World
 from hpcdml.parameters import FlatModel
 from hpcdml.session.batches import shard
 from hpcdml.session.ranks import end_together
@@ -122,10 +121,7 @@ class ServerPart:
         self.opened(None)
         self._hook.remove()
         machine = self.job.machine
-        end_together(self.world, self.model.flat, self._status, machine.present)
-        if machine.silent:
-            # They do not answer, and MPI would wait for them at the end of the program.
-            atexit.register(end_without, self.world, 0, machine.silent)
+        end_together(self.world, self.model.flat, self._status, machine.present, machine.silent)
         self.model.flat.model.to(self._home)
 
 

@@ -102,7 +102,7 @@ class WorkerPart:
             self.machine.end()
             self.loop.proceed()
             self._leave()
-        end_together(self.world, self.flat, 0, ())
+        end_together(self.world, self.flat)
 
     def _after_step(self, *unused: Any) -> None:
         if not self.running:

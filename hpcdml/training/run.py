@@ -12,7 +12,7 @@ import torch
 from hpcdml.config import RunOptions, TrainConfig
 from hpcdml.errors import HpcdmlError, MachineError, UsageError
 from hpcdml.mpi import faults, once
-from hpcdml.mpi.world import SERVER, World, abort, barrier, end_without, failure, finish, gather, hosts, join_world
+from hpcdml.mpi.world import SERVER, World, abort, barrier, failure, finish, gather, hosts, join_world
 from hpcdml.protocol.policies import make_policy
 from hpcdml.storage.run_reader import RunReader
 from hpcdml.training.bounds import stop_bounds
@@ -160,10 +160,7 @@ def _run(
     begin = time.perf_counter() - earlier
     if isinstance(job, ServerJob):
         status = max(job.run(begin), told())
-        finish(world, status, job.machine.present)
-        if job.machine.silent:
-            end_without(world, status, job.machine.silent)
-        return status
+        return finish(world, status, job.machine.present, job.machine.silent)
     try:
         job.run(begin)
         return finish(world, 0, ())
