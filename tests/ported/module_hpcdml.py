@@ -53,11 +53,7 @@ if __name__ == "__main__":
     model, data = LitClassifier(), DigitsData()
     trainer = L.Trainer(
         strategy=hpcdml.lightning.Strategy(policy="losp", output="runs/module"),
-        max_epochs=6,
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
+        max_epochs=6, gradient_clip_val=1.0, logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
     trainer.fit(model, data)
     print(trainer.validate(model, data, verbose=False)[0]["val_acc"])
