@@ -245,14 +245,6 @@ def unknown(output: str) -> Outcome:
         return model, {}
 
 
-@case
-def again(output: str) -> Outcome:
-    """A folder that holds a run."""
-    model = network()
-    with hpcdml.Session(model, torch.optim.SGD(model.parameters(), lr=0.05), output=output):
-        return model, {}
-
-
 def main() -> None:
     for name in sys.argv[2:]:
         model, outcome = CASES[name](str(FOLDER / name))

@@ -236,10 +236,11 @@ def test_tools_read_the_runs(job: Any, hpcdml: Any) -> None:
         ("raises", 1, "hpcdml: rank 2 on * session_cases.py:*: RuntimeError: the disk is on fire (Session(debug"),
         ("unsharded", 1, "hpcdml: rank 0 on *: a step of the optimizer on rank 0, which is the server and must not"),
         ("unknown", 2, "hpcdml: policy lops: must be one of bsp,"),
+        ("nobody_steps nobody_steps", 2, "hpcdml: output *: holds a run already; choose another folder or add overwri"),
     ],
 )
 def test_a_failure_ends_all_ranks(_needs_mpirun: None, tmp_path: Path, name: str, status: int, text: str) -> None:
-    done = launch.mpirun(3, sys.executable, str(CASES), str(tmp_path), name, timeout=600)
+    done = launch.mpirun(3, sys.executable, str(CASES), str(tmp_path), *name.split(), timeout=600)
     assert done.returncode == status, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("hpcdml: ")]
     assert len(said) == 1 and all(part in said[0] for part in text.split("*")), done.stderr
