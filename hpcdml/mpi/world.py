@@ -259,6 +259,25 @@ def _leave_mpi_as_it_is(status: int) -> None:
     os._exit(status or int(hasattr(sys, "last_value")))
 
 
+def send_final(world: World, arrays: Iterable[np.ndarray], workers: Iterable[int]) -> None:
+    """Copy rank 0's arrays, after ``finish``, into those of the workers that it names: contiguous, of the same sizes.
+
+    Raises:
+        ServerLost: rank 0 has died before.
+    """
+    workers = tuple(workers)
+    for array in arrays:
+        flat = array.reshape(-1).view(np.uint8)
+        for start in range(0, flat.size, _PIECE):
+            piece = flat[start : start + _PIECE]
+            for worker in workers:
+                with suppress(MPI.Exception):  # it has died meanwhile
+                    wait(world.comm.Isend(piece, worker, Tag.END))
+            if not world.is_server:
+                with faults.ToServer(world.comm):
+                    wait(world.comm.Irecv(piece, SERVER, Tag.END))
+
+
 def _end_by_force(world: World, silent: Iterable[int]) -> None:
     """End all ranks with status 1 (with 0, Open MPI lets stopped ones live, and waits for them). Does not return."""
     sys.stdout.flush()

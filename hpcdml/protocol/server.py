@@ -25,7 +25,7 @@ class Round:
         version: the version that the round makes, or carries if it has no payload.
         recipients: ranks that the new version is sent to.
         stop: the message tells its recipients to stop; then it has no payload.
-        share: members with a payload / live workers.
+        share: members with a payload / live workers; without those that have left of their own accord before.
         settled: the values cannot change before all recipients have received them.
         samples: training samples in the version, of all workers together.
     """
@@ -126,6 +126,7 @@ class Server:
         self._sequence = {worker: 0 for worker in self.live}
         self._last_samples = {worker: 0 for worker in self.live}
         self._final: set[int] = set()
+        self._departed: set[int] = set()
         self._dropped: set[int] = set()
         self._leaving: set[int] = set()
         self._held: set[int] = set()
@@ -245,6 +246,8 @@ class Server:
         current.pushes[worker] = push
         if push.flags & FINAL:
             self._final.add(worker)
+            if not self.stopping:
+                self._departed.add(worker)  # of its own accord: the others go on without it
         actions = self._enter(current, push)
         if push.local_steps and not push.flags & FINAL and self.gate.gives_up(worker):
             self.live.discard(worker)
@@ -270,6 +273,8 @@ class Server:
             self.silent.discard(worker)
             self.live.add(worker)
             self._final.add(worker)
+            if not self.stopping:
+                self._departed.add(worker)
         return self._thrown_away(push)
 
     def _thrown_away(self, push: Push) -> list[Action]:
@@ -380,7 +385,8 @@ class Server:
         current.recipients = tuple(sorted(recipients))
         current.stop = self.stopping
         # A contributor may have been lost since.
-        current.share = min(1.0, len(current.contributors) / max(1, len(self.live)))
+        others = self.live - (self._departed - set(current.contributors))
+        current.share = min(1.0, len(current.contributors) / max(1, len(others)))
         # Where this holds, no worker can push again, and so change the values, before it has this message whole.
         self._unanswered -= recipients
         current.settled = recipients >= self.active and (self.policy.collective or len(self.active) == 1)

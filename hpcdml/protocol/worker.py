@@ -100,6 +100,7 @@ class Worker:
         self._slowest = 0
         self._sequence = 0
         self._awaiting = False
+        self._ending = False
         self._message: Global | None = None
         self._last: Push | None = None
 
@@ -156,14 +157,21 @@ class Worker:
         self.samples += samples
         self.unsent += 1
 
+    def end(self) -> None:
+        """Take no more steps: the final push follows as soon as the last one has been answered."""
+        self._ending = True
+
     def decide(self) -> list[Action]:
         """What to do now; the last action is ``Train``, ``Wait`` or ``Stop``."""
         actions: list[Action] = []
         message = self._message
+        if self._ending and message is None and self._awaiting:
+            # Two pushes of one worker must not belong to one round.
+            return [Wait()]
         if message is not None and message.afresh:
             self.unsent, self._pushed = 0, self.samples
             actions.append(Forget())
-        if message is not None and message.stop:
+        if self._ending or (message is not None and message.stop):
             self.stopped = True
             taken = [TakeUpdate(keep=False)] if self.unsent else []
             return [*actions, *taken, SendPush(self._push(FINAL)), Stop()]

@@ -29,6 +29,9 @@ from hpcdml.storage.tree import TensorArray
 from hpcdml.training.aggregator import Aggregator
 from hpcdml.training.state import load_state, to_tensor
 
+OWN_LOOP = "(own loop)"
+"""How the data set of a ``hpcdml.Session`` ends in the record: its loop is the user's."""
+
 FREE = {field.name for group in (StopOptions, RunOptions) for field in dataclasses.fields(group)} - {"seed"}
 """Options that may be others when a run goes on."""
 
@@ -219,7 +222,13 @@ def share_config(world: World, config: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def known_options(config: dict[str, Any]) -> dict[str, Any]:
-    """The options in a file's configuration that this hpcdml has."""
+    """The options in a file's configuration that this hpcdml has.
+
+    Raises:
+        UsageError: they are those of a session, whose loop is not hpcdml's.
+    """
+    if str(config.get("dataset")).endswith(OWN_LOOP):
+        raise UsageError("this was a run of a hpcdml.Session: only runs of hpcdml train can be resumed or repeated")
     known = TrainConfig().flat()
     return {name: value for name, value in config.items() if name in known}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from hpcdml.config import TrainConfig
 from hpcdml.errors import PREEMPTED, UsageError
@@ -14,6 +16,7 @@ from hpcdml.mpi.world import World, versions
 from hpcdml.observability import resources
 from hpcdml.observability.environment import environment
 from hpcdml.observability.progress import Progress
+from hpcdml.parameters import FlatModel
 from hpcdml.protocol.policies import make_policy
 from hpcdml.protocol.server import Server
 from hpcdml.storage.checkpoint_folder import discard_newer
@@ -23,16 +26,30 @@ from hpcdml.storage.tables import EVALUATIONS
 from hpcdml.training.aggregator import Aggregator
 from hpcdml.training.bounds import sample_bound, stop_bounds
 from hpcdml.training.checkpoints import Checkpoints
-from hpcdml.training.evaluation import evaluate
+from hpcdml.training.evaluation import Score
 from hpcdml.training.outer import make_outer
 from hpcdml.training.records import COLUMNS
 from hpcdml.training.replay import ServerScript
 from hpcdml.training.resumption import Resumption
 from hpcdml.training.server_loop import ServerLoop
-from hpcdml.training.setup import Setup
 from hpcdml.training.snapshots import Snapshots, Version
 from hpcdml.training.state import state_arrays, state_types
 from hpcdml.training.stop_signals import StopSignals
+
+
+class Served(Protocol):
+    """What is trained, as far as the server has to know it."""
+
+    @property
+    def flat(self) -> FlatModel:
+        """The model, on the CPU."""
+
+    @property
+    def epoch_samples(self) -> int | None:
+        """Training samples of all workers together in one epoch; None: not known."""
+
+    def evaluate(self) -> Score | None:
+        """The score of the model as it is now, which may be left in evaluation mode; None: it is not evaluated."""
 
 
 class ServerJob:
@@ -52,7 +69,7 @@ class ServerJob:
         self,
         config: TrainConfig,
         world: World,
-        setup: Setup,
+        served: Served,
         about: Mapping[str, str],
         resumption: Resumption | None,
         script: ServerScript | None,
@@ -60,19 +77,19 @@ class ServerJob:
     ) -> None:
         self.config = config
         self.world = world
-        self.setup = setup
+        self.served = served
         self.folder = Path(config.run.output)
         self.resumption = resumption
         self.script = script
         self.signals = signals
-        max_samples, epochs = sample_bound(config.stop, setup.epoch_samples)
+        max_samples, epochs = sample_bound(config.stop, served.epoch_samples)
         self.policy = make_policy(config.policy)
         bound = max_samples if script is None else None
         limit = config.policy.max_update_norm
         self.machine = Server(self.policy, world.workers, config.policy.weighting, bound, limit)
         self.about = environment() | versions() | dict(about)
         self.options = config.flat() | {"epochs": epochs}
-        types = state_types(setup.flat.model)
+        types = state_types(served.flat.model)
         earlier = None
         if resumption is not None:
             resumption.go_on(self.machine)
@@ -91,7 +108,7 @@ class ServerJob:
         Raises:
             HpcdmlError: a file could not be written.
         """
-        config, world, flat, machine = self.config, self.world, self.setup.flat, self.machine
+        config, world, flat, machine = self.config, self.world, self.served.flat, self.machine
         aggregator = Aggregator(flat.layout, make_outer(config.policy, self.policy, flat.layout.full()))
         if self.resumption is None:
             flat.values_into(aggregator.x)
@@ -118,7 +135,7 @@ class ServerJob:
                 config.run,
                 (self.options, self.about),
                 records,
-                stop_bounds(config.stop, self.setup.epoch_samples),
+                stop_bounds(config.stop, self.served.epoch_samples),
             )
             keep = config.run.checkpoints
             loop = ServerLoop(
@@ -160,7 +177,9 @@ class ServerJob:
 
     def _score(self, version: Version) -> float:
         begin = time.perf_counter()
-        score = evaluate(self.setup.flat.model, self.setup.criterion, self.setup.data)
+        score = self.served.evaluate()
+        if score is None:
+            return math.nan
         took = time.perf_counter() - begin
         row = (version.number, version.seconds, version.samples, score.accuracy, score.loss, took)
         self.writer.append(EVALUATIONS.name, EVALUATIONS.rows(row))

@@ -20,6 +20,7 @@ from hpcdml.parameters import FlatModel
 from hpcdml.training.data import DataSpec, Opened, Sampler, TaskData, accuracy_counts, default_loss, open_data
 from hpcdml.training.data.losses import Loss, cross_entropy
 from hpcdml.training.devices import pick_device, set_threads
+from hpcdml.training.evaluation import Score, evaluate
 from hpcdml.training.models import build_model
 from hpcdml.training.optimizers import make_optimizer, make_scheduler
 
@@ -58,6 +59,10 @@ class Setup:
     sampler: Sampler
     epoch_samples: int
 
+    def evaluate(self) -> Score:
+        """The model's score on the held-out data; the model is left in evaluation mode."""
+        return evaluate(self.flat.model, self.criterion, self.data)
+
 
 def together(stage: Callable[[], T]) -> T:
     """Do a stage on every rank.
@@ -85,7 +90,7 @@ def set_up(config: TrainConfig, world: World) -> Setup:
     Raises:
         AgreedFailure: on every rank, if something is wrong on any.
     """
-    together(lambda: _compare_options(config, world))
+    together(lambda: compare_options(config, world))
     device, opened = together(lambda: _device_and_data(config, world))
     # Large files are checked by all ranks together, each a part of the rows.
     largest = max(gather(world, together(lambda: opened.check(world.rank, world.size))))
@@ -100,7 +105,7 @@ def set_up(config: TrainConfig, world: World) -> Setup:
     return Setup(data, criterion, flat, sampler, sum(lengths) if data.sharded else lengths[0])
 
 
-def _compare_options(config: TrainConfig, world: World) -> None:
+def compare_options(config: TrainConfig, world: World) -> None:
     """Make sure that all ranks mean the same run: each reads the file of options itself, perhaps from its own disk.
 
     Places and devices may differ from host to host.

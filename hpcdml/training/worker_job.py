@@ -79,7 +79,7 @@ class WorkerJob:
             start = setup.sampler.state
             step = compile_step(step, *step.batches())
             setup.sampler.restore(start)
-        staging = make_staging(flat.layout, flat.device, _direct(config, world, flat.device))
+        staging = make_staging(flat.layout, flat.device, direct(config, world, flat.device))
         machine = Worker(world.rank, make_policy(config.policy), len(world.workers))
         self.channel = WorkerChannel(
             world.comm, world.run_id, staging.pull, staging.push, staging.ready, staging.landed
@@ -95,7 +95,7 @@ class WorkerJob:
             flat,
             self.channel,
             staging,
-            step,
+            step.model,
             poll,
             config.run.progress,
             self.state,
@@ -104,12 +104,15 @@ class WorkerJob:
             signals,
             Shares(config, setup.data, self.state, world.rank, len(world.workers)),
             None if config.run.worker_timeout is None else PATIENCE * config.run.worker_timeout,
+            step.schedule,
+            step.blank.restore_unless_finite,
         )
+        self.step = step
 
     def run(self, start: float) -> int:
         """Train until the server says stop and everything has been sent."""
         set_random_state(self.random, self.device)
-        self.loop.run(start)
+        self.loop.run(start, self.step)
         self.channel.close()
         return 0
 
@@ -141,7 +144,7 @@ class WorkerJob:
         self.state.machine.restart(part["version"], part["seen"], part["clock"], samples, part["sequence"])
 
 
-def _direct(config: TrainConfig, world: World, device: torch.device) -> bool:
+def direct(config: TrainConfig, world: World, device: torch.device) -> bool:
     """Whether MPI is given the GPU's memory: asked for, and it passes the test."""
     if not config.run.cuda_aware or device.type != "cuda":
         return False

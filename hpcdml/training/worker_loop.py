@@ -1,4 +1,7 @@
-"""The worker's loop: local steps, polls in between, and whatever the state machine says to do with what arrives."""
+"""The worker's loop: local steps, polls in between, and whatever the state machine says to do with what arrives.
+
+What follows a local step (``WorkerLoop.stepped``) does not depend on who took it: the loop here, or a user's own.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from hpcdml.config import ProgressName
 from hpcdml.errors import HpcdmlError
@@ -34,22 +38,27 @@ RECORD_SECONDS = 0.5
 
 
 class WorkerLoop:
-    """Trains until the server says stop.
+    """Trains until the server says stop, or takes part in a training loop of somebody else's.
+
+    Such a loop calls ``begin``, enters ``poller``, calls ``proceed`` once and then ``stepped`` after every local step,
+    computes within ``poller.computing()``, leaves ``poller`` after the last step and calls ``finish``.
 
     Args:
         machine: the worker's state machine.
         flat: the model.
         channel: the connection to the server.
         staging: what brings updates and global parameters between the model's device and the channel's memory.
-        step: what is done in a local step.
+        model: what is trained.
         poll_seconds: least time between two polls within a step, in seconds.
         progress: what polls within a step; see ``StepPoller``.
-        state: saves this worker's state.
+        state: saves this worker's state; None: no checkpoint will be asked for.
         keep: whether the state is saved at the end as well, for a run that goes on from there.
         script: when a recorded run took in messages, which this one repeats; None: it is a run of its own.
         signals: which tell that the run is to end; the server learns of it from the next push.
-        shares: is told which workers are out of the run, and which are back.
+        shares: is told which workers are out of the run, and which are back; None: it is of no interest.
         patience: for how many seconds an answer of the server is waited for; None: without end.
+        schedule: is told after every local step how many samples all workers have trained on by then.
+        forget: is called when the worker is to go on afresh, after an update that was refused.
     """
 
     def __init__(
@@ -58,15 +67,17 @@ class WorkerLoop:
         flat: FlatModel,
         channel: WorkerChannel,
         staging: Staging,
-        step: LocalStep,
+        model: nn.Module,
         poll_seconds: float,
         progress: ProgressName,
-        state: WorkerState,
+        state: WorkerState | None,
         keep: bool,
         script: WorkerScript | None,
         signals: StopSignals,
-        shares: Shares,
+        shares: Shares | None,
         patience: float | None,
+        schedule: Callable[[int], None] = lambda samples: None,
+        forget: Callable[[], object] = lambda: None,
     ) -> None:
         self.machine = machine
         self.shares = shares
@@ -75,14 +86,15 @@ class WorkerLoop:
         self.channel = channel
         self.staging = staging
         self.pace = Pace(flat.device)
-        self.step = step
+        self.model = model
         self.state = state
         self.keep = keep
         self.script = script
         self.signals = signals
-        self.poller = StepPoller(channel, step.model, poll_seconds, progress)
+        self.schedule = schedule
+        self.forget = forget
+        self.poller = StepPoller(channel, model, poll_seconds, progress)
         self._handlers: dict[type[Action], Callable] = {
-            Train: self._train,
             Wait: self._wait,
             TakeUpdate: self._take_update,
             Forget: self._forget,
@@ -102,35 +114,57 @@ class WorkerLoop:
         # Time that the worker was blocked on communication since the last record: waits, copies and polls.
         self._idle = 0.0
 
-    def run(self, start: float) -> None:
-        """Train; ``start`` is the ``perf_counter`` time that counts as zero in the records.
+    def run(self, start: float, step: LocalStep) -> None:
+        """Train by local steps ``step``; ``start`` is the ``perf_counter`` time that counts as zero in the records.
 
         Raises:
             StrayMessage: a message of another run arrived.
             ServerLost, NoWord: the server has died, or does not answer.
             ValueError: the model replaced a parameter or buffer that the run exchanges.
         """
+        self.model.train()
+        self.begin(start)
+        with self.poller:
+            going = self.proceed()
+            while going:
+                going = self._train(step)
+        self.finish()
+
+    def begin(self, start: float) -> None:
+        """Start the records' time, and the first update, at the model as it is now."""
         self._start = start
         self._sent_at = self._recorded = time.perf_counter()
-        self.step.model.train()
         if not self.flat.base:
             self.flat.set_base()
-        self.state.send_again()
-        with self.poller:
-            while not self.machine.stopped:
-                for action in self.machine.decide():
-                    self._handlers[type(action)](action)
-        if self.keep:
+        if self.state is not None:
+            self.state.send_again()
+
+    def proceed(self) -> bool:
+        """Do what the machine says up to the next local step; returns whether there is one.
+
+        Raises:
+            StrayMessage, ServerLost, NoWord, ValueError: as ``run``.
+        """
+        while not self.machine.stopped:
+            for action in self.machine.decide():
+                if isinstance(action, Train):
+                    return True
+                self._handlers[type(action)](action)
+        return False
+
+    def finish(self) -> None:
+        """After the last step: wait until everything has left."""
+        if self.keep and self.state is not None:
             self._send_state(FINAL_STATE, self.state.own)
         backoff = Backoff()
         while not self.channel.drained:
             self.channel.poll()
             backoff.wait()
 
-    def _train(self, action: Train) -> None:
+    def _train(self, step: LocalStep) -> bool:
         polled = self.poller.seconds
-        stretch = Stretch(self.step.slowdown, self.step.seconds, self.flat.device)
-        step, data_seconds, samples = self.step, 0.0, 0
+        stretch = Stretch(step.slowdown, step.seconds, self.flat.device)
+        data_seconds, samples = 0.0, 0
         loss = torch.zeros((), device=self.flat.device)
         with self.poller.computing():
             for _ in range(step.accumulate):
@@ -142,12 +176,29 @@ class WorkerLoop:
             step.apply()
             self.poller.sleep(stretch.missing(self.poller.seconds - polled))
             self.pace.keep(self.poller.poll_beside)
+        return self.stepped(loss, samples, data_seconds, self.poller.seconds - polled)
+
+    def stepped(self, loss: torch.Tensor, samples: int, data_seconds: float, polled: float) -> bool:
+        """A local step has been applied to the model: record it, and do all that follows it.
+
+        Args:
+            loss: of the step, a scalar on any device.
+            samples: training samples in the step.
+            data_seconds: time in which the step waited for its data.
+            polled: time in which polls kept the step from computing, in seconds.
+
+        Returns:
+            Whether there is another local step.
+
+        Raises:
+            StrayMessage, ServerLost, NoWord, ValueError: as ``run``.
+        """
         self.machine.stepped(samples)
-        self.step.schedule(self.machine.estimate)
+        self.schedule(self.machine.estimate)
+        begin = self.poller.seconds
         self.poller.poll()
         end = time.perf_counter()
-        polled = self.poller.seconds - polled
-        idle = self._idle + polled
+        idle = self._idle + polled + self.poller.seconds - begin
         self._records.add(
             loss,
             step=self.machine.clock,
@@ -165,6 +216,7 @@ class WorkerLoop:
             self._idle += time.perf_counter() - end
         if self.script is None or self._its_turn(self.script):
             self._deliver()
+        return self.proceed()
 
     def _its_turn(self, script: WorkerScript) -> bool:
         """Whether the recorded run took in a message after this step; then wait for it."""
@@ -202,7 +254,7 @@ class WorkerLoop:
     def _forget(self, action: Forget) -> None:
         begin = time.perf_counter()
         self.flat.forget_residual()
-        self.step.blank.restore_unless_finite()
+        self.forget()
         self._idle += time.perf_counter() - begin
 
     def _adopt(self, action: Adopt) -> None:
@@ -255,7 +307,8 @@ class WorkerLoop:
         self._save_if_marked()
         while self.channel.membership:
             told = self.channel.membership.pop(0)
-            self.shares.change(told.answers, present=bool(told.flags & BACK))
+            if self.shares is not None:
+                self.shares.change(told.answers, present=bool(told.flags & BACK))
         self._listen()
         message = self.poller.take()
         if message is not None:
@@ -273,9 +326,10 @@ class WorkerLoop:
     def _save_if_marked(self) -> None:
         """Save this worker's state before any later message is taken in, where the server has asked for it."""
         mark, self.channel.mark = self.channel.mark, None
-        if mark is not None:
+        if mark is not None and self.state is not None:
+            state = self.state
             begin = time.perf_counter()
-            self._send_state(mark.version, lambda: self.state.at_mark(mark.answers))
+            self._send_state(mark.version, lambda: state.at_mark(mark.answers))
             self._idle += time.perf_counter() - begin
 
     def _send_state(self, version: int, save: Callable[[], dict[str, Any]]) -> None:

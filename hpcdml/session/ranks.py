@@ -1,0 +1,186 @@
+"""How the ranks of a session come together, and how they part."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterable
+from typing import NoReturn, TypeVar
+
+import torch
+from torch import nn
+
+from hpcdml.config import TrainConfig
+from hpcdml.errors import HpcdmlError, MachineError, UsageError
+from hpcdml.mpi import faults, once
+from hpcdml.mpi.world import (
+    World,
+    abort,
+    barrier,
+    failure,
+    finish,
+    gather,
+    hosts,
+    join_world,
+    same_everywhere,
+    send_final,
+)
+from hpcdml.parameters import FlatModel
+from hpcdml.session.options import in_python
+from hpcdml.training.devices import pick_device, set_threads
+from hpcdml.training.resumption import OWN_LOOP
+from hpcdml.training.setup import WIRE_DTYPES, AgreedFailure, compare_options, share_values, together
+
+T = TypeVar("T")
+
+
+class Meeting:
+    """The ranks of a session before it starts.
+
+    Args:
+        configure: makes and checks the configuration.
+        debug: whether a failure shows its traceback.
+    """
+
+    def __init__(self, configure: Callable[[], TrainConfig], debug: bool) -> None:
+        self.debug = debug
+        config = self._agreed(configure)
+        self.world = join_world()
+        self.config = config
+        self._agreed(self._compare)
+
+    def flatten(self, model: nn.Module) -> FlatModel:
+        """The model, whose values are the server's from now on, on every rank alike; the server's goes to the CPU.
+
+        Raises:
+            SystemExit: something is wrong on any rank, and its line has been printed.
+        """
+        flat = self._agreed(lambda: self._flatten(model))
+        layout = flat.layout.digest()
+        self._agreed(lambda: same_everywhere(self.world, layout, "Session(model): the layout of its parameters"))
+        share_values(self.world, flat)
+        # Dropout and the like differ between workers; the model itself is the same.
+        torch.manual_seed((torch.initial_seed() + self.world.rank) % 2**63)
+        return flat
+
+    def about(self) -> dict[str, str]:
+        """What the record says of the ranks. Every rank calls this."""
+        about = {f"rank{rank}_host": host for rank, host in enumerate(hosts(self.world))}
+        threads = gather(self.world, torch.get_num_threads())
+        return about | {f"rank{rank}_threads": str(n) for rank, n in enumerate(threads)}
+
+    def make(self, part: Callable[[], T]) -> T:
+        """Make every rank's part.
+
+        Raises:
+            SystemExit: as ``flatten``.
+        """
+        made = self._agreed(part)
+        barrier(self.world)
+        return made
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """End all ranks, with one line that says what happened in the user's code, and where. Does not return."""
+        if self.debug:
+            traceback.print_exception(error)
+        text = " ".join(str(error).split())
+        if not isinstance(error, HpcdmlError):
+            text = f"{_place(error)}: {type(error).__name__}: {text}"
+            text += "" if self.debug else " (Session(debug=True) shows the traceback)"
+        told = MachineError(text)
+        if faults.tolerated() and not self.world.is_server:
+            faults.leave(failure(self.world, told))  # the others go on
+        abort(self.world, told)
+        raise SystemExit(1)  # no MPI is known that comes back from its abort
+
+    def _agreed(self, stage: Callable[[], T]) -> T:
+        def in_words() -> T:
+            try:
+                return stage()
+            except UsageError as error:
+                raise in_python(error) from error
+
+        try:
+            return together(in_words)
+        except AgreedFailure as failure:
+            raise SystemExit(failure.status) from None
+
+    def _compare(self) -> None:
+        world = self.world
+        if not world.workers:
+            if (tasks := once.tasks_apart()) > 1:
+                raise UsageError(
+                    f"srun started {tasks} tasks, but they do not see each other: srun --mpi=pmix (srun --mpi=list "
+                    "tells what this Slurm has), or mpirun instead of srun"
+                )
+            raise UsageError(
+                "a session needs at least 2 ranks, a server and its workers, or no mpirun at all: "
+                f"mpirun -n 3 python {os.path.basename(sys.argv[0])}"
+            )
+        compare_options(self.config, world)
+        set_threads(self.config.run.threads, self.config.run.bind, world)
+
+    def _flatten(self, model: nn.Module) -> FlatModel:
+        if self.world.is_server:
+            model.cpu()
+        try:
+            flat = FlatModel(model, self.config.run.chunk_kib * 1024, WIRE_DTYPES[self.config.policy.wire_dtype])
+        except ValueError as error:
+            raise UsageError(f"Session(model): {error}") from error
+        if flat.device.type not in ("cpu", "cuda"):
+            raise UsageError(f"Session(model): lies on {flat.device}; must be on the CPU or on a CUDA device")
+        return flat
+
+
+def end_together(
+    world: World, flat: FlatModel, status: int = 0, present: Iterable[int] = (), silent: Collection[int] = ()
+) -> None:
+    """Wait until the server has ended, then take its parameters. Where a worker hangs, all ranks are ended by force.
+
+    Args:
+        status: on rank 0 whether its part went well: 0.
+        present: on rank 0 the workers that are to hear of it; the others are lost.
+        silent: on rank 0 the workers from which nothing comes any more.
+
+    Raises:
+        MachineError: on every rank, where it did not.
+        ServerLost: the server has died.
+    """
+    workers = tuple(present)
+    if finish(world, status, workers, silent):
+        raise MachineError("the run has failed")
+    integers = flat.integers()
+    copies = [values.detach().cpu() for values in flat.flats]
+    send_final(world, [*(copy.view(torch.uint8).numpy() for copy in copies), integers], workers)
+    with torch.no_grad():
+        for values, copy in zip(flat.flats, copies, strict=True):
+            values.copy_(copy)
+    flat.set_integers(integers)
+
+
+def own_device() -> torch.device:
+    """This rank's device: the GPUs of a host in turn, by the number of the worker there; the CPU for the server."""
+    return pick_device("auto", join_world())
+
+
+def described(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, watched: bool) -> TrainConfig:
+    """The configuration as the record of the run has it: what is the user's own, by name."""
+    script = os.path.basename(sys.argv[0]) or "python"
+    rate = float(optimizer.param_groups[0].get("lr", 0.0))
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, dataset=f"{script} {OWN_LOOP}", batch_size=0),
+        model=dataclasses.replace(config.model, model=type(model).__name__, loss="own"),
+        optimizer=dataclasses.replace(config.optimizer, optimizer=type(optimizer).__name__, lr=rate),
+        run=config.run if watched else dataclasses.replace(config.run, eval_seconds=1e9),
+    )
+
+
+def _place(error: BaseException) -> str:
+    """Where in the user's script an exception came from: the last line of it that the traceback knows."""
+    frames = traceback.extract_tb(error.__traceback__)
+    script = os.path.abspath(sys.argv[0])
+    found = [frame for frame in frames if os.path.abspath(frame.filename) == script] or list(frames)
+    return f"{os.path.basename(found[-1].filename)}:{found[-1].lineno}" if found else "no traceback"
