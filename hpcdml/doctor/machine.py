@@ -48,7 +48,7 @@ def check_place(folder: str) -> list[Finding]:
     except ImportError:
         return [Finding(WRONG, "hdf5", "h5py cannot be imported", "see python, above")]
     except OSError as problem:
-        text = f"--output {folder}: cannot be written: {(problem.strerror or str(problem)).lower()}"
+        text = f"--output {shorten(folder)}: cannot be written: {(problem.strerror or str(problem)).lower()}"
         return [Finding(WRONG, "hdf5", text, "name another with --output, or make room; only rank 0 writes")]
     speed = f"8 MiB written and synced in {seconds_text(found.seconds)}"
     findings = [Finding(OK, "hdf5", speed)]

@@ -41,7 +41,7 @@ def try_place(folder: str) -> Place:
     target = Path(folder).absolute()
     base = next(above for above in (target, *target.parents) if above.exists())
     if not base.is_dir():
-        raise NotADirectoryError(f"{base} is a file, not a folder")
+        raise NotADirectoryError(f"{base.name} is a file, not a folder")
     found = os.statvfs(base)
     path = base / f".hpcdml-doctor-{os.getpid()}.h5"
     values = np.arange(_BYTES // 4, dtype=np.int32)
