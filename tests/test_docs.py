@@ -7,6 +7,7 @@ with two changes. ``hpcdml`` is this Python's, so that no other installation is 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -132,6 +133,31 @@ def test_files_of_options(tmp_path: Path) -> None:
             (tmp_path / block.says).write_text(block.text)
             with pytest.raises(Answer):
                 train.parse([str(tmp_path / block.says), "--print-config"])
+
+
+def test_the_pictures_are_what_the_simulator_draws() -> None:
+    place = pages.ROOT / "docs" / "draw_method.py"
+    spec = importlib.util.spec_from_file_location("draw_method", place)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, text in module.pictures().items():
+        assert (place.parent / name).read_text() == text, f"{name}: draw it anew: python docs/draw_method.py"
+
+
+def test_symptoms_are_messages_of_the_code() -> None:
+    """What troubleshooting.md quotes is in the code, but for what stands for names and numbers."""
+    sources = "".join(path.read_text() for path in (pages.ROOT / "hpcdml").rglob("*.py"))
+    code = re.sub(r"\"\s+f?\"|\{[^{}]*\}", " ", sources)
+    code = " ".join(code.split())
+    rows = (pages.ROOT / "docs" / "troubleshooting.md").read_text().splitlines()
+    quoted = [re.match(r"\| `([^`]+)` \|", row) for row in rows]
+    symptoms = [found[1] for found in quoted if found]
+    assert len(symptoms) > 10
+    for symptom in symptoms:
+        for part in re.split(r"\.\.\.|\b(?:N|C|HOST)\b|\bnan\b", symptom):
+            words = " ".join(part.split()).strip(" :-")
+            assert words in code, f"{symptom!r}: no message has {words!r}"
 
 
 def test_training_is_capped_and_nothing_else_is_changed() -> None:
