@@ -195,6 +195,8 @@ def test_versions_of_two_hosts() -> None:
     assert job.check_versions(same) == []
     (finding,) = job.check_versions([*same, facts([0], "c", torch="2.12")])
     assert finding.level == WRONG and finding.text == "torch is 2.13 on rank 0 and 2.12 on rank 2 (c)"
+    (finding,) = job.check_versions([same[0], job.RankFacts("b", same[0].versions, [0], 1, "torch cannot be imported")])
+    assert finding.level == WRONG and finding.text == "rank 1 (b): torch cannot be imported"
 
 
 def test_links() -> None:

@@ -24,8 +24,8 @@ TITLE = f"hpcdml {hpcdml.__version__} doctor"
 LINK_SECONDS = 1.5
 """About how long all links together are measured."""
 
-PATIENCE_SECONDS = 60.0
-"""How long ranks may take to reach each other before that counts as broken."""
+PATIENCE_SECONDS = 120.0
+"""How long ranks may take to reach each other before that counts as broken; some import from a slow file system."""
 
 
 def examine(output: str, patience: float = PATIENCE_SECONDS) -> int:
@@ -48,7 +48,7 @@ def examine(output: str, patience: float = PATIENCE_SECONDS) -> int:
     from hpcdml.mpi import world as mpi_world
 
     with _hurry(patience, speaks, findings):
-        world, about_job = _job(started, library)
+        world, about_job = _job(started, library, versions, findings[0])
         findings += about_job
     # Where every rank is a world of its own, all of them are rank 0, and the launcher's rank 0 speaks.
     mine = _finish(findings, output) if world.is_server and (speaks or world.size > 1) else status(findings)
@@ -56,14 +56,17 @@ def examine(output: str, patience: float = PATIENCE_SECONDS) -> int:
     return mpi_world.share(world, bytes([mine]))[0]
 
 
-def _job(started: tuple[int, int] | None, library: Library) -> tuple[World, list[Finding]]:
+def _job(
+    started: tuple[int, int] | None, library: Library, versions: dict[str, str], packages: Finding
+) -> tuple[World, list[Finding]]:
     """What the ranks find out together; the findings are on rank 0."""
     from hpcdml.mpi import cores, links
     from hpcdml.mpi.world import hosts, join_world
 
     world = join_world()
     names = hosts(world)
-    mine = job.RankFacts(world.host, software.versions(), sorted(os.sched_getaffinity(0)), world.cores)
+    problem = packages.text if packages.level == WRONG else ""
+    mine = job.RankFacts(world.host, versions, sorted(os.sched_getaffinity(0)), world.cores, problem)
     told = links.gather_bytes(world, json.dumps(dataclasses.asdict(mine)).encode())
     speeds = links.measure(world, job.measured(names), LINK_SECONDS)
     if not world.is_server:

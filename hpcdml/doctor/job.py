@@ -19,12 +19,16 @@ _FREE = "mpirun --bind-to none, and --bind cores for hpcdml: docs/cluster.md"
 
 @dataclass(frozen=True)
 class RankFacts:
-    """What one rank tells: ``cpus`` are those that it may run on, ``cores`` how many hpcdml counts on."""
+    """What one rank tells: ``cpus`` are those that it may run on, ``cores`` how many hpcdml counts on.
+
+    ``problem`` is what is wrong with its packages; empty: nothing.
+    """
 
     host: str
     versions: dict[str, str]
     cpus: list[int]
     cores: int
+    problem: str = ""
 
 
 def check_ranks(started: tuple[int, int] | None, size: int, hosts: Sequence[str]) -> Finding:
@@ -46,8 +50,11 @@ def check_ranks(started: tuple[int, int] | None, size: int, hosts: Sequence[str]
 
 
 def check_versions(facts: Sequence[RankFacts]) -> list[Finding]:
-    """A finding where two ranks have different versions of something; else none."""
+    """A finding where a rank has another version of something than rank 0, or a broken package; else none."""
     for rank, one in enumerate(facts):
+        if rank and one.problem:
+            advice = "use one environment on all hosts, on a file system that all of them see"
+            return [Finding(WRONG, "same", f"rank {rank} ({one.host}): {one.problem}", advice)]
         for name, version in one.versions.items():
             if version != facts[0].versions.get(name):
                 here = facts[0].versions.get(name) or "none"
