@@ -1,5 +1,6 @@
 """How Sphinx builds the documentation: make docs."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -27,3 +28,16 @@ autodoc_default_options = {"members": True, "show-inheritance": False}
 napoleon_use_ivar = True
 html_copy_source = False
 html_show_sphinx = False
+
+
+def add_help(app, what, name, item, options, lines):
+    """Tell of each field of a group of options what its help text says."""
+    fields = dataclasses.fields(item) if what == "class" and dataclasses.is_dataclass(item) else ()
+    texts = {field.name: field.metadata["help"] for field in fields if "help" in field.metadata}
+    if texts:
+        lines += ["Args:", *(f"    {name}: {text}" for name, text in texts.items()), ""]
+
+
+def setup(app):
+    """Called by Sphinx. The priority puts it before napoleon, which reads what is added."""
+    app.connect("autodoc-process-docstring", add_help, priority=100)

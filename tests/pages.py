@@ -7,6 +7,7 @@ A block is fenced and names its language. A comment right before it may be a mar
 ``<!-- before: COMMAND -->``  what the page takes for granted, run first
 ``<!-- options -->``          each line is an example of options for hpcdml train, with an explanation behind two spaces
 ``<!-- output -->``           what the block before it prints
+``<!-- output: OF WHAT -->``  the same, on a machine that is like that; it is not compared
 """
 
 from __future__ import annotations
