@@ -83,6 +83,11 @@ class PolicyOptions:
     outer_optimizer: OuterName = option("auto", "the server's optimizer; auto: nesterov for diloco, else sgd")
     outer_lr: float | None = option(None, "rate of the outer optimizer (sgd: 1, nesterov: 0.7, adam: 0.001)")
     outer_momentum: float = option(0.9, "momentum of the nesterov outer optimizer")
+    max_update_norm: float | None = option(
+        None,
+        "refuse an update whose norm for each local step is over so many times the median of the last 64; "
+        "none: only one that is not finite",
+    )
     wire_dtype: WireName = option(
         "fp32", "type in which parameters and updates travel: fp32, or bf16 or fp16 with error feedback"
     )
@@ -154,6 +159,9 @@ class RunOptions:
     )
     signals: str = option(
         "TERM,INT,USR1", "signals upon which a checkpoint is saved and the run ends with status 75; none: none"
+    )
+    min_workers: int = option(
+        1, "where ranks may die (mpirun --with-ft ulfm): fewer workers than that end the run after a checkpoint"
     )
     debug: bool = option(False, "show tracebacks")
 
@@ -229,7 +237,7 @@ def check(config: TrainConfig) -> None:
         if not right:
             raise UsageError(f"{flag(name)} {values[name]}: must be {what}")
 
-    for name in ("batch_size", "accumulate", "chunk_kib", "keep_checkpoints"):
+    for name in ("batch_size", "accumulate", "chunk_kib", "keep_checkpoints", "min_workers"):
         need(name, values[name] >= 1, "at least 1")
     at_least_one = ("local_steps", "max_local_steps", "max_samples", "threads")
     for name in (*at_least_one, "checkpoint_rounds", "checkpoint_samples", "keep_every"):
@@ -240,6 +248,8 @@ def check(config: TrainConfig) -> None:
     for name in (*positive, "data_memory_mb"):
         value = values[name]
         need(name, value is None or (math.isfinite(value) and value > 0), "a finite number above 0")
+    most_norm = values["max_update_norm"]
+    need("max_update_norm", most_norm is None or (math.isfinite(most_norm) and most_norm > 1), "a number above 1")
     for name in ("staleness", "poll_us", "seed"):
         need(name, values[name] >= 0, "0 or more")
     need("eval_seconds", math.isfinite(values["eval_seconds"]) and values["eval_seconds"] >= 0, "0 or more")

@@ -104,6 +104,7 @@ def _pushes(steps: np.ndarray, staleness: int) -> np.ndarray:
     rows["time"] = steps["time"][last]
     rows["local_steps"] = np.diff(steps["step"][last], prepend=0)
     rows["samples"] = BATCH * rows["local_steps"]
+    rows["last_step"] = steps["step"][last]
     rows["round"] = steps["version"][last + 1] + 1
     rows["staleness"] = staleness
     rows["version"] = rows["round"] - 1 - staleness

@@ -56,9 +56,9 @@ def test_an_exchange_on_the_gpu_is_that_of_the_cpu_and_waits_for_nothing(wire: s
         for chunk in range(len(there.layout.chunks)):
             staging.landed(chunk)
         staging.reading()
-        there.exchange(staging.update, staging.globals, 1.0)
+        norm = there.exchange(staging.update, staging.globals, 1.0)
         staging.read()
-        staging.written()
+        staging.written(norm)
         while not (staging.pull_free and staging.ready(len(there.layout.chunks) - 1)):
             pass
     assert torch.equal(staging.push.segments[0], update.segments[0])
@@ -74,8 +74,7 @@ def test_chunks_leave_one_by_one_while_the_model_computes() -> None:
     flat.set_base()
     busy = torch.randn(6000, 6000, device="cuda")
     torch.cuda.synchronize()
-    flat.update_into(staging.update)
-    staging.written()
+    staging.written(flat.update_into(staging.update))
     for _ in range(20):
         busy = torch.tanh(busy @ busy)
     computed = torch.cuda.Event()

@@ -23,7 +23,7 @@ def small(folder: Path) -> RunReader:
         for step, version, since, idle in ((1, 0, 1, 0.0), (2, 0, 1, 0.0), (3, 0, 2, 0.0), (4, 1, 1, 0.25)):
             row = (1, step, float(step), 10 * step, 1.0 / step, version, since, 0.25, 0.75 - idle, idle)
             writer.append("steps", STEPS.rows(row))
-        writer.append("pushes", PUSHES.rows((1, 1, 1.1, 0, 1, 0, 1, 10), (1, 2, 3.1, 0, 2, 1, 2, 20)))
+        writer.append("pushes", PUSHES.rows((1, 1, 1.1, 0, 1, 0, 1, 10, 1, 0), (1, 2, 3.1, 0, 2, 1, 2, 20, 3, 0)))
     return RunReader(folder)
 
 
@@ -39,7 +39,7 @@ def test_when_an_update_left_and_came_back(tmp_path: Path) -> None:
 
 def test_an_update_whose_steps_are_not_recorded_yet(tmp_path: Path) -> None:
     with RunWriter.create(tmp_path, {}, {}, 1, {}, True) as writer:
-        writer.append("pushes", PUSHES.rows((1, 1, 1.1, 0, 1, 0, 3, 30)))
+        writer.append("pushes", PUSHES.rows((1, 1, 1.1, 0, 1, 0, 3, 30, 3, 0)))
     (line,) = worker_lines(RunReader(tmp_path))
     assert np.isnan(line.flights.left).all() and np.isnan(line.flights.back).all()
     assert extent([line]) == (0.0, 0.0) and free_rate([line]) is None

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcdml.config import POLICIES, PolicyOptions
-from hpcdml.protocol.chunks import Add, ChunkSchedule, Close
+from hpcdml.protocol.chunks import Add, ChunkSchedule, Close, Done
 from hpcdml.protocol.messages import FINAL, HEADER_BYTES, STOP, Global, Push, StrayMessage
 from hpcdml.protocol.policies import Losp, make_policy
 from hpcdml.protocol.server import ProtocolError, Round, Server
@@ -338,6 +338,25 @@ def test_a_final_push_waits_for_the_one_before_it() -> None:
     schedule.received(1)
     closed = [(o.round.pushes[1].sequence, o.chunk) for o in closes(schedule, lambda round_, chunk: True)]
     assert closed == [(1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
+    assert schedule.idle
+
+
+def test_a_message_without_payload_holds_up_no_round_behind_it() -> None:
+    """All that can be done is done in one pass: no event may come after it."""
+    server = Server(make_policy(PolicyOptions(policy="ssp", staleness=1)), [1, 2])
+    schedule = ChunkSchedule(2)
+    actions = server.pushed(Push(1, 0, 1, 0, 3, 3, 3))  # too far ahead for an answer
+    actions += server.request_stop()
+    actions += server.pushed(Push(2, 0, 1, 0, 1, 1, 1))
+    for action in actions:
+        if type(action).__name__ == "Join":
+            schedule.join(action.round, action.push.worker)
+        else:
+            schedule.seal(action.round)
+    for worker in (1, 1, 2, 2):
+        schedule.received(worker)
+    done = [o.round.version for o in schedule.operations(lambda round_, chunk: True) if isinstance(o, Done)]
+    assert done == [1, 1, 2]  # a round, the message to stop, a round
     assert schedule.idle
 
 

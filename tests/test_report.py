@@ -33,8 +33,8 @@ def fill(writer: RunWriter) -> None:
         writer.append("steps", STEPS.rows((1, i, float(i), 32 * i, 1.0 / i, 0, i, 0.25, 0.5, 0.25)))
     for i in range(1, 3):
         writer.append("steps", STEPS.rows((2, i, 0.5 + 2 * i, 32 * i, 2.0, 0, i, 0.0, 2.0, 0.0)))
-    writer.append("pushes", PUSHES.rows((1, 1, 1.0, 0, 1, 0, 1, 32), (2, 1, 2.5, 0, 1, 0, 1, 32)))
-    writer.append("pushes", PUSHES.rows((1, 2, 3.0, 0, 2, 1, 2, 64)))
+    writer.append("pushes", PUSHES.rows((1, 1, 1.0, 0, 1, 0, 1, 32, 1, 0), (2, 1, 2.5, 0, 1, 0, 1, 32, 1, 0)))
+    writer.append("pushes", PUSHES.rows((1, 2, 3.0, 0, 2, 1, 2, 64, 3, 0)))
     writer.append(
         "rounds", ROUNDS.rows((1, 2.6, 2, 2, 64, 1.6, 1000, 1.25, 0, 1), (2, 4.0, 2, 4, 192, 0.4, 1500, math.nan, 0, 2))
     )
@@ -72,6 +72,7 @@ def test_the_figures_of_a_run(tmp_path: Path) -> None:
         "training_loss": 1.25,
         "evaluations": 3,
         "pushes": 3,
+        "refused_pushes": 0,
         "staleness_mean": 1 / 3,
         "staleness_max": 1,
         "local_steps_per_round": 3.0,

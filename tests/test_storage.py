@@ -151,7 +151,7 @@ def test_rows_are_seen_after_a_flush_only(tmp_path: Path) -> None:
         assert run.table("steps")["step"].tolist() == [1, 2, 3]
         assert run.table("steps").dtype == STEPS.dtype
         writer.append("steps", step_rows(4, 1)[0:1].reshape(()))
-        writer.append("pushes", PUSHES.rows((1, 1, 0.5, 0, 1, 0, 3, 96)))
+        writer.append("pushes", PUSHES.rows((1, 1, 0.5, 0, 1, 0, 3, 96, 3, 0)))
         writer.event(2.5, 1, "lost worker", "ü" * 300)
         writer.flush()  # too early
         assert len(run.table("steps")) == 3

@@ -62,7 +62,7 @@ def test_each_look_takes_in_what_is_new(tmp_path: Path) -> None:
         assert first.samples == 0 and [w.worker for w in first.workers] == [1, 2] and first.workers[0].rate is None
         for number in range(1, 101):
             run.append("steps", step(1, number, 0.05))
-        run.append("pushes", PUSHES.rows((1, 1, 5.0, 0, 1, 0, 4, 128), (1, 2, 9.0, 0, 2, 1, 8, 128)))
+        run.append("pushes", PUSHES.rows((1, 1, 5.0, 0, 1, 0, 4, 128, 4, 0), (1, 2, 9.0, 0, 2, 1, 8, 128, 12, 0)))
         run.append(
             "rounds", ROUNDS.rows((1, 5.0, 1, 4, 128, 0.1, 10, 2.0, 0, 1), (2, 9.0, 1, 8, 256, 0.1, 10, 1.5, 0, 2))
         )

@@ -154,6 +154,8 @@ def _serve(flat: FlatModel, updates: dict[int, WireVector], rounds: int) -> floa
                 records,
                 keep=False,
                 signals=StopSignals(),
+                hosts={},
+                min_workers=1,
             )
             loop.run(time.perf_counter())
             return clock.seconds()

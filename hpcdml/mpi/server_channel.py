@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from mpi4py import MPI
 
+from hpcdml.mpi import faults
 from hpcdml.mpi.tags import STATE_BLOCK, Tag
 from hpcdml.parameters import TORCH_DTYPE, Layout
 from hpcdml.parameters.layout import align
@@ -67,7 +68,14 @@ class StateArrived:
     data: np.ndarray
 
 
-Event = PushArrived | ChunkArrived | RecordsArrived | StateArrived
+@dataclass(frozen=True)
+class WorkerLost:
+    """The worker is dead; nothing more comes from it."""
+
+    worker: int
+
+
+Event = PushArrived | ChunkArrived | RecordsArrived | StateArrived | WorkerLost
 
 
 class _Peer:
@@ -99,6 +107,7 @@ class _Peer:
         self.posted = 0
         self.sends: deque[tuple[MPI.Request, object, bool]] = deque()
         self.staged = 0
+        self.dead = False
         self._stagings = 0
 
     def start(self) -> None:
@@ -108,7 +117,7 @@ class _Peer:
         self.post()
 
     def post(self) -> None:
-        while self.posted < self.released + WINDOW:
+        while not self.dead and self.posted < self.released + WINDOW:
             self.chunk_requests[self.posted % WINDOW].Start()
             self.posted += 1
 
@@ -135,6 +144,8 @@ class _Peer:
         self.staged -= staged
 
     def free(self) -> None:
+        if self.dead:
+            return  # its requests are in error, and go with the process
         for request in [self.header_request, self.records_request, self.state_request, *self.chunk_requests]:
             if not request.Test():
                 request.Cancel()
@@ -182,26 +193,21 @@ class ServerChannel:
         Raises:
             StrayMessage: a header is no push of this run; what else has arrived is returned by the next call.
         """
-        done = MPI.Request.Testsome(self._requests)
+        done = self._completed()
         self.moved = bool(done) or bool(self._events)
         if not self.moved:
             return []
         stray: StrayMessage | None = None
-        for index in sorted(done or ()):
-            peer, what = self._order[index // _KINDS], index % _KINDS
-            if what == _HEADER:
-                try:
-                    self._events.append(self._header(peer))
-                except StrayMessage as error:
-                    stray = error
-            elif what == _CHUNK:
-                self._events += self._chunks(peer)
-            elif what == _RECORDS:
-                self._events += self._records(peer)
-            elif what == _STATE:
-                self._events.append(self._state(peer))
-            else:
-                self._sent(peer)
+        for index in sorted(done):
+            peer = self._order[index // _KINDS]
+            if peer.dead:
+                continue
+            try:
+                self._take(peer, index % _KINDS)
+            except StrayMessage as error:
+                stray = error
+            except MPI.Exception as error:
+                self._lose(peer, error)
         if stray is not None:
             raise stray
         events, self._events = self._events, []
@@ -215,7 +221,10 @@ class ServerChannel:
         """Give the slot of the oldest chunk back for another one to be received."""
         peer = self.peers[worker]
         peer.released += 1
-        peer.post()
+        try:
+            peer.post()
+        except MPI.Exception as error:
+            self._lose(peer, error)
         self._watch_chunk(peer)
 
     def send_header(self, worker: int, message: Global, integers: np.ndarray) -> None:
@@ -246,10 +255,75 @@ class ServerChannel:
             peer.free()
         self.peers, self._order, self._requests = {}, [], []
 
+    def _completed(self) -> list[int]:
+        """Places of the requests that are complete.
+
+        Raises:
+            MPI.Exception: MPI failed, and not because a worker has died.
+        """
+        try:
+            return MPI.Request.Testsome(self._requests) or []
+        except MPI.Exception as error:
+            # It has completed requests and does not say which: each is asked again.
+            dead = faults.failed(self.comm)
+            found = [peer for peer in self._order if peer.worker in dead and not peer.dead]
+            if not found:
+                raise
+            for peer in found:
+                self._lose(peer, error)
+        done = []
+        for index, request in enumerate(self._requests):
+            peer, what = self._order[index // _KINDS], index % _KINDS
+            try:
+                if self._watched(peer, what) and request.Test():
+                    done.append(index)
+            except MPI.Exception as error:
+                self._lose(peer, error)
+        return done
+
+    def _watched(self, peer: _Peer, what: int) -> bool:
+        if peer.dead:
+            return False
+        return {_CHUNK: peer.arrived < peer.posted, _SEND: bool(peer.sends)}.get(what, True)
+
+    def _lose(self, peer: _Peer, error: MPI.Exception) -> None:
+        """The worker is dead: nothing is asked of it any more, and the next poll says so.
+
+        Raises:
+            MPI.Exception: it is not.
+        """
+        if peer.dead:
+            return
+        if peer.worker not in faults.failed(self.comm):
+            raise error
+        peer.dead, peer.staged = True, 0
+        peer.sends.clear()
+        begin = _KINDS * peer.place
+        self._requests[begin : begin + _KINDS] = [MPI.REQUEST_NULL] * _KINDS
+        self._events.append(WorkerLost(peer.worker))
+
+    def _take(self, peer: _Peer, what: int) -> None:
+        """A request of the worker's is complete: take what it has brought, and ask again."""
+        if what == _HEADER:
+            self._events.append(self._header(peer))
+        elif what == _CHUNK:
+            self._events += self._chunks(peer)
+        elif what == _RECORDS:
+            self._events += self._records(peer)
+        elif what == _STATE:
+            self._events.append(self._state(peer))
+        else:
+            self._sent(peer)
+
     def _send(self, worker: int, tag: Tag, data: np.ndarray, staged: bool) -> None:
         # The data is kept beside its request: it must stay where it is until the send is complete.
         peer = self.peers[worker]
-        peer.sends.append((self.comm.Isend(data, worker, tag), data, staged))
+        if peer.dead:
+            return
+        try:
+            peer.sends.append((self.comm.Isend(data, worker, tag), data, staged))
+        except MPI.Exception as error:
+            self._lose(peer, error)
         if len(peer.sends) == 1:
             self._watch_send(peer)
 
@@ -262,7 +336,7 @@ class ServerChannel:
     # A poll asks for the same requests again and again, so that their list is kept and changed in place.
 
     def _watch_chunk(self, peer: _Peer) -> None:
-        awaited = peer.arrived < peer.posted
+        awaited = peer.arrived < peer.posted and not peer.dead
         request = peer.chunk_requests[peer.arrived % WINDOW] if awaited else MPI.REQUEST_NULL
         self._requests[_KINDS * peer.place + _CHUNK] = request
 

@@ -26,3 +26,5 @@ class Tag(IntEnum):
     """A block of a worker's saved state, up."""
     FAILURE = 4
     """Nothing: the sender is about to end all ranks. To every rank above it."""
+    END = 6
+    """The exit status of the run, int64, down: the result is written, and everybody may leave."""

@@ -6,11 +6,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
 from mpi4py import MPI
 
+from hpcdml.mpi import faults
 from hpcdml.mpi.tags import STATE_BLOCK, Tag
 from hpcdml.mpi.world import SERVER
 from hpcdml.parameters import WireVector
@@ -42,6 +44,9 @@ class WorkerChannel:
     Attributes:
         moved: whether a chunk was completed by the last poll, so that more may be ready.
         mark: the message by which this worker is to save its state, until somebody sets it to None.
+        membership: messages of workers that are out of the run or back, until somebody takes them out.
+
+    Every method that talks to the server raises ``ServerLost`` when it has died.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class WorkerChannel:
     ) -> None:
         self.run_id = run_id
         self.comm = comm
+        self._to_server = faults.ToServer(comm)
         self.pull = pull
         self.push = push
         self.ready = ready
@@ -84,8 +90,10 @@ class WorkerChannel:
         self._started = 0
         self._sent = 0
         self._header_sent = True
+        self._header: tuple[Push, Callable[[], float | None]] | None = None
         self.moved = False
         self.mark: Global | None = None
+        self.membership: list[Global] = []
 
     @property
     def any_thread(self) -> bool:
@@ -122,22 +130,26 @@ class WorkerChannel:
         self._expecting = True
         self._message = None
         self._posted = self._arrived = 0
-        self._receive_header.Start()
-        while self._posted < min(WINDOW, self.chunks):
-            self._receives[self._posted].Start()
-            self._posted += 1
+        with self._to_server:
+            self._receive_header.Start()
+            while self._posted < min(WINDOW, self.chunks):
+                self._receives[self._posted].Start()
+                self._posted += 1
 
-    def send(self, push: Push, integers: np.ndarray) -> None:
+    def send(self, push: Push, integers: np.ndarray, norm: Callable[[], float | None] | None = None) -> None:
         """Start sending a push: its header, and the whole of ``push`` if it has a payload.
+
+        Args:
+            norm: the norm that the header is to have; it leaves when this is not None. Without it, the push's own.
 
         Only the first chunk leaves here, as between two steps nobody computes; polls within the step start the others.
         """
         if not self.push_free:
             raise RuntimeError("a push while the last one is still under way")
-        self._header_out[:HEADER_BYTES] = np.frombuffer(push.pack(self.run_id), np.uint8)
         self._header_out[HEADER_BYTES:].view(np.int64)[:] = integers
-        self._send_header.Start()
         self._header_sent = False
+        self._header = push, norm or (lambda: push.norm)
+        self._start_header()
         self._to_send = self.chunks if push.local_steps else 0
         self._started = self._sent = 0
         self._start_sends(1)
@@ -145,7 +157,8 @@ class WorkerChannel:
     def send_records(self, rows: np.ndarray) -> None:
         """Start sending a block of fewer than ``RECORD_ROWS`` step records, float64 of shape (rows, columns)."""
         block = np.vstack([np.full((1, rows.shape[1]), len(rows)), rows])
-        self._records.append((self.comm.Isend(block, SERVER, Tag.RECORDS), block))
+        with self._to_server:
+            self._records.append((self.comm.Isend(block, SERVER, Tag.RECORDS), block))
 
     def send_state(self, version: int, records: int, image: np.ndarray) -> None:
         """Start sending this worker's saved state beside the pushes, one block at a time.
@@ -164,12 +177,14 @@ class WorkerChannel:
             StrayMessage: what arrived is no global message of this run.
         """
         before = self._sent + self._arrived
-        message = self._poll()
+        with self._to_server:
+            message = self._poll()
         self.moved = self._sent + self._arrived != before
         return message
 
     def _poll(self) -> Global | None:
-        if not self._header_sent and self._send_header.Test():
+        self._start_header()
+        if not self._header_sent and self._header is None and self._send_header.Test():
             self._header_sent = True
         sent = self._sent
         while self._sent < self._started and self._sends[self._sent].Test():
@@ -190,8 +205,11 @@ class WorkerChannel:
                 self._posted += 1
         while self._message is None and self._receive_header.Test():
             message = Global.unpack(self._header_in.data, self.run_id)
-            if message.mark:
-                self.mark = message
+            if message.mark or message.membership:
+                if message.mark:
+                    self.mark = message
+                else:
+                    self.membership.append(message)
                 self._receive_header.Start()
             else:
                 self._message = message
@@ -208,6 +226,17 @@ class WorkerChannel:
         for request in [self._receive_header, self._send_header, *self._receives, *self._sends]:
             request.Free()
         self._receives, self._sends = [], []
+
+    def _start_header(self) -> None:
+        """Start sending the header of the push, once all that it says is known."""
+        if self._header is None:
+            return
+        push, norm = self._header
+        value = norm()
+        if value is not None:
+            self._header = None
+            self._header_out[:HEADER_BYTES] = np.frombuffer(replace(push, norm=value).pack(self.run_id), np.uint8)
+            self._send_header.Start()
 
     def _move_state(self) -> None:
         if self._block is not None and self._block[0].Test():

@@ -15,12 +15,12 @@ import numpy as np
 from mpi4py import MPI
 
 from hpcdml.errors import HpcdmlError, UsageError
-from hpcdml.mpi import cores
+from hpcdml.mpi import cores, faults
 from hpcdml.mpi.backoff import Backoff, sleep_exactly
 from hpcdml.mpi.tags import Tag
 from hpcdml.mpi.yielding import keep_the_core
 
-SERVER = 0
+SERVER = faults.SERVER
 _PIECE = 1 << 28
 _MOST_CORES = 4096
 # A failing rank waits so long for word of a lower one that fails as well: longer than an abort takes to end all ranks.
@@ -199,6 +199,39 @@ def gather(world: World, value: int) -> list[int]:
     return [int(v) for v in everybody[:, 0]]
 
 
+def finish(world: World, status: int, live: Iterable[int]) -> int:
+    """End together: nobody leaves before rank 0 says that the result is written.
+
+    A launcher would count a rank that fails after the others have left as the only one. No collective call serves here,
+    since ranks may have died.
+
+    Args:
+        status: on rank 0 the exit status of the run.
+        live: on rank 0 the workers that are to hear of it.
+
+    Returns:
+        The status, on every rank.
+
+    Raises:
+        ServerLost: rank 0 has died before.
+    """
+    value = np.array([status], np.int64)
+    if world.is_server:
+        for worker in live:
+            with suppress(MPI.Exception):  # it has died meanwhile
+                wait(world.comm.Isend(value, worker, Tag.END))
+        return status
+    with faults.ToServer(world.comm):
+        wait(world.comm.Irecv(value, SERVER, Tag.END))
+    return int(value[0])
+
+
+def failure(world: World, error: BaseException) -> str:
+    """The line that says why this rank cannot go on."""
+    kind = "" if isinstance(error, HpcdmlError) else f"{type(error).__name__}: "
+    return f"hpcdml: rank {world.rank} on {world.host}: {kind}{' '.join(str(error).split())}"
+
+
 def abort(world: World, error: BaseException) -> None:
     """Print why this rank cannot go on and end all ranks with status 1. Does not return.
 
@@ -206,9 +239,7 @@ def abort(world: World, error: BaseException) -> None:
     """
     with suppress(MPI.Exception):
         _let_lower_ranks_speak(world)
-    kind = "" if isinstance(error, HpcdmlError) else f"{type(error).__name__}: "
-    text = " ".join(str(error).split())
-    print(f"hpcdml: rank {world.rank} on {world.host}: {kind}{text}", file=sys.stderr, flush=True)
+    print(failure(world, error), file=sys.stderr, flush=True)
     time.sleep(_LAUNCHER_SECONDS)
     world.comm.Abort(1)
 

@@ -23,7 +23,7 @@ class WorkerLine:
 
     Attributes:
         rows: rows of the table of steps whose figures are finite.
-        pushes: rows of the table of pushes, in the order in which the worker sent them.
+        pushes: rows of the table of pushes that were taken, in the order in which the worker sent them.
     """
 
     worker: int
@@ -65,8 +65,7 @@ class WorkerLine:
     @cached_property
     def flights(self) -> Flights:
         """The worker's updates under way."""
-        # An update holds all local steps since the one before it: their sum is the number of its last step.
-        last = np.searchsorted(self.rows["step"], np.cumsum(self.pushes["local_steps"], dtype=np.int64))
+        last = np.searchsorted(self.rows["step"], self.pushes["last_step"])
         back = np.searchsorted(self.rows["version"], self.pushes["round"])
         return Flights(self.pushes["round"], _at(self.end, last), _at(self.ready, back))
 
@@ -92,7 +91,7 @@ def worker_lines(run: RunReader) -> list[WorkerLine]:
     Raises:
         UsageError: the run file is damaged.
     """
-    rows, pushed = run.table("steps"), run.table("pushes")
+    rows, pushed = run.table("steps"), taken(run.table("pushes"))
     steps, pushes = by_worker(rows), by_worker(pushed)
     ranks = sorted({*range(1, run.workers + 1), *steps})
     return [WorkerLine(rank, _finite(steps.get(rank, rows[:0])), pushes.get(rank, pushed[:0])) for rank in ranks]
@@ -112,6 +111,11 @@ def by_worker(rows: np.ndarray) -> dict[int, np.ndarray]:
     rows = rows[np.argsort(rows["worker"], kind="stable")]
     present, first = np.unique(rows["worker"], return_index=True)
     return dict(zip(present.tolist(), np.split(rows, first[1:]), strict=True)) if len(rows) else {}
+
+
+def taken(pushes: np.ndarray) -> np.ndarray:
+    """The rows of the pushes that went into a version."""
+    return pushes[pushes["refused"] == 0]
 
 
 def _finite(rows: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcdml.observability.lines import PARTS, by_worker
+from hpcdml.observability.lines import PARTS, by_worker, taken
 from hpcdml.storage import RunReader
 
 WINDOW_SECONDS = 10.0
@@ -133,7 +133,7 @@ class Live:
             tail.count += len(new)
 
     def _pushes_came(self, rows: np.ndarray) -> None:
-        for worker, new in by_worker(rows).items():
+        for worker, new in by_worker(taken(rows)).items():
             tail = self._tails.get(worker)
             if tail is not None:
                 tail.pushes = np.concatenate([tail.pushes, new]) if len(tail.pushes) else new

@@ -10,7 +10,7 @@ import numpy as np
 
 from hpcdml.config import PolicyOptions
 from hpcdml.observability.curves import curves
-from hpcdml.observability.lines import PARTS, WorkerLine, worker_lines
+from hpcdml.observability.lines import PARTS, WorkerLine, taken, worker_lines
 from hpcdml.observability.resources import Resources
 from hpcdml.protocol.policies import BUILDERS
 from hpcdml.storage import RunReader
@@ -77,7 +77,7 @@ def measure(run: RunReader, lines: list[WorkerLine] | None = None) -> Measuremen
         UsageError: the run file is damaged.
     """
     lines = worker_lines(run) if lines is None else lines
-    rounds, pushes, evaluations = run.table("rounds"), run.table("pushes"), run.table("evaluations")
+    rounds, pushes, evaluations = run.table("rounds"), taken(run.table("pushes")), run.table("evaluations")
     policy = str(run.config.get("policy"))
     kind = BUILDERS[policy](PolicyOptions()) if policy in BUILDERS else None
     spent = {part: sum(float(line.parts[part].sum()) for line in lines) for part in PARTS}

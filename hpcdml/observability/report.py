@@ -55,6 +55,7 @@ def _facts(s: Mapping[str, Any]) -> list[tuple[str, str]]:
         target = f"accuracy {s['target_accuracy']:g} " + (
             "not reached" if reached is None else f"reached after {seconds_text(reached)}"
         )
+    refused = f"{s['refused_pushes']:,} refused" if s["refused_pushes"] else ""
     return [
         ("run", s["path"]),
         ("what", what),
@@ -62,7 +63,7 @@ def _facts(s: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("status", _status(s)),
         ("samples", samples if s["samples"] else "none yet"),
         ("rounds", rounds),
-        ("pushes", _join(f"{s['pushes']:,}", f"{bytes_text(s['bytes_received'])} received", stale)),
+        ("pushes", _join(f"{s['pushes']:,}", f"{bytes_text(s['bytes_received'])} received", stale, refused)),
         ("held-out", _held_out(s)),
         ("target", target),
         ("training", f"loss {s['training_loss']:.4g}" if s["training_loss"] is not None else ""),

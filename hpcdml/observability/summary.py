@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcdml.observability.lines import by_worker
+from hpcdml.observability.lines import by_worker, taken
 from hpcdml.observability.resources import Resources
 from hpcdml.storage import RunReader
 
@@ -45,7 +45,8 @@ def summarise(run: RunReader) -> dict[str, Any]:
         training_loss: the last known mean over the workers' steps.
         worker_ranks, samples_per_worker, samples_per_second_per_worker, wall_seconds_per_worker: of each worker.
         data_fraction, compute_fraction: as idle_fraction, for waiting for data and for computing.
-        pushes, staleness_mean, staleness_max: over all pushes; staleness counts versions.
+        pushes, staleness_mean, staleness_max: over all pushes that were taken; staleness counts versions.
+        refused_pushes: pushes whose updates were refused.
         local_steps_per_round, members_per_round, round_seconds_median: over the rounds; bytes_received: their sum.
         server_peak_bytes: largest resident memory of rank 0, known when training has ended.
         finished: whether the run came to its end; status: its last event; stop_reason: text of the last "stopping".
@@ -55,7 +56,8 @@ def summarise(run: RunReader) -> dict[str, Any]:
         UsageError: the run file is damaged.
     """
     config = run.config
-    steps, pushes, rounds = run.table("steps"), run.table("pushes"), run.table("rounds")
+    steps, pushed, rounds = run.table("steps"), run.table("pushes"), run.table("rounds")
+    pushes = taken(pushed)
     events = run.events()
     last = events[-1] if events else None
     used = Resources.find(events)
@@ -69,6 +71,7 @@ def summarise(run: RunReader) -> dict[str, Any]:
         "round_seconds_median": _number(np.median(rounds["seconds"])) if len(rounds) else None,
         "bytes_received": int(rounds["bytes"].sum()),
         "pushes": len(pushes),
+        "refused_pushes": len(pushed) - len(pushes),
         "staleness_mean": _mean(pushes["staleness"]),
         "staleness_max": int(pushes["staleness"].max()) if len(pushes) else None,
         "training_loss": _last_finite(rounds["loss"]) if len(rounds) else _last_finite(steps["loss"]),

@@ -12,7 +12,7 @@ import numpy as np
 
 from hpcdml.observability.advice import Advice, advise
 from hpcdml.observability.curves import Curves, curves, free_rate
-from hpcdml.observability.lines import WorkerLine, worker_lines
+from hpcdml.observability.lines import WorkerLine, taken, worker_lines
 from hpcdml.observability.measurements import Measurements, measure
 from hpcdml.observability.summary import summarise
 from hpcdml.storage import RunReader
@@ -56,7 +56,7 @@ class RunView:
 
     @cached_property
     def pushes(self) -> np.ndarray:
-        return self.run.table("pushes")
+        return taken(self.run.table("pushes"))
 
     @cached_property
     def evaluations(self) -> np.ndarray:

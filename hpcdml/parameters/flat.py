@@ -99,45 +99,65 @@ class FlatModel:
         for base, flat in zip(self.base, self.flats, strict=True):
             base.copy_(flat)
 
-    def update_into(self, out: WireVector) -> None:
+    def update_into(self, out: WireVector) -> torch.Tensor:
         """Write what a push carries: ``base - w`` for parameters, the values themselves for buffers.
 
         ``base - w`` is exact for any optimizer, and exact in floating point wherever ``base / 2 <= w <= 2 base``
         (Sterbenz).
+
+        Returns:
+            On the model's device, the L2 norm of the parameters' part before it was rounded in order to travel; it is
+            not finite if any value, of buffers as well, is not (or if it is beyond the range of float32).
         """
+        norms = []
         for number, (segment, flat) in enumerate(zip(self.layout.segments, self.flats, strict=True)):
             if segment.kind is Kind.VALUE:
                 out.segments[number].copy_(flat)
+                norms.append(_zero_if_finite(flat))
                 continue
             for w, b, d, rest in self._pieces(flat, self.base[number], out.segments[number], self.residual[number]):
-                _update(w, b, d, rest)
+                norms.append(torch.linalg.vector_norm(_update(w, b, d, rest)))
+        return _norm(norms)
 
     def adopt(self, x: WireVector) -> None:
         """Make ``x`` the model, and the base of the next update."""
         self.load(x)
         self.set_base()
 
-    def exchange(self, out: WireVector, x: WireVector, compensation: float) -> None:
+    def exchange(self, out: WireVector, x: WireVector, compensation: float) -> torch.Tensor:
         """Write the update as ``update_into`` does and adopt ``x - compensation * update`` (LOSP; OSP: compensation 0).
 
         Buffers become those of ``x``. All of it is done piece by piece, while a piece is in the processor's cache.
+
+        Returns:
+            The update's norm, as ``update_into``.
         """
+        norms = []
         if not self.base:
             self.set_base()
         for number, (segment, flat) in enumerate(zip(self.layout.segments, self.flats, strict=True)):
             base, update, wire = self.base[number], out.segments[number], x.segments[number]
             if segment.kind is Kind.VALUE:
                 update.copy_(flat)
+                norms.append(_zero_if_finite(flat))
                 flat.copy_(wire)
                 base.copy_(wire)
                 continue
             for w, b, d, g, rest in self._pieces(flat, base, update, wire, self.residual[number]):
                 progress = _update(w, b, d, rest)
+                norms.append(torch.linalg.vector_norm(progress))
                 if w.dtype == progress.dtype == g.dtype:
                     torch.sub(g, progress, alpha=compensation, out=w)
                 else:
                     w.copy_(g.to(progress.dtype) - compensation * progress)
                 b.copy_(w)
+        return _norm(norms)
+
+    def forget_residual(self) -> None:
+        """Drop what rounding has kept from the pushes so far."""
+        for rest in self.residual:
+            if rest is not None:
+                rest.zero_()
 
     def load(self, x: WireVector) -> None:
         """Make ``x`` the model."""
@@ -243,6 +263,16 @@ def _update(w: torch.Tensor, base: torch.Tensor, out: torch.Tensor, rest: torch.
     if w.dtype == out.dtype:
         return torch.sub(base, w, out=out)
     return torch.sub(base.to(out.dtype), w.to(out.dtype), out=out)
+
+
+def _zero_if_finite(values: torch.Tensor) -> torch.Tensor:
+    """0 or nan, without the host's waiting for it."""
+    return (values * 0).sum()
+
+
+def _norm(norms: list[torch.Tensor]) -> torch.Tensor:
+    """The norm of a vector from those of its pieces, float64."""
+    return torch.linalg.vector_norm(torch.stack([norm.double() for norm in norms]))
 
 
 def _entries(

@@ -31,6 +31,12 @@ class Add(NamedTuple):
     alone: bool
 
 
+class Discard(NamedTuple):
+    """Throw the next chunk of ``worker``'s push away: the push was refused."""
+
+    worker: int
+
+
 class Close(NamedTuple):
     """Apply the sum of chunk ``chunk`` over ``contributors``, if there are any, and send it to the recipients."""
 
@@ -46,7 +52,7 @@ class Done(NamedTuple):
     round: Round
 
 
-Operation = Add | Close | Done
+Operation = Add | Discard | Close | Done
 
 
 @dataclass(eq=False)
@@ -72,6 +78,15 @@ class _Track:
         return tuple(w for w in everybody if w not in self.gone or chunk < self.gone[w])
 
 
+@dataclass(eq=False)
+class _Refused:
+    """A refused push, which no round waits for; ``got`` chunks have come, ``left`` are still to be thrown away."""
+
+    worker: int
+    got: dict[int, int]
+    left: int
+
+
 class ChunkSchedule:
     """Says which chunk can be added or closed next.
 
@@ -82,23 +97,31 @@ class ChunkSchedule:
     def __init__(self, chunks: int) -> None:
         self.chunks = chunks
         self._tracks: deque[_Track] = deque()
-        # The tracks of a worker's pushes, oldest first. A final push may follow while the one before it is still coming
-        # in.
-        self._pushes: dict[int, deque[_Track]] = {}
+        # A worker's pushes, oldest first. A final push, or one after a refused one, may follow while the one before it
+        # is still coming in.
+        self._pushes: dict[int, deque[_Track | _Refused]] = {}
+        self._refused: list[_Refused] = []
         self._early: dict[int, int] = {}
 
     @property
     def idle(self) -> bool:
-        """Whether no round is under way."""
-        return not self._tracks
+        """Whether no round is under way, and no push."""
+        return not self._tracks and not self._refused
 
     def join(self, round_: Round, worker: int) -> None:
         """The header of a push has arrived; its chunks, if it has any, belong to ``round_``."""
         track = self._track(round_)
-        if round_.pushes[worker].local_steps:
+        if not round_.pushes[worker].local_steps:
+            return
+        early = min(self._early.get(worker, 0), self.chunks)
+        self._early[worker] = self._early.get(worker, 0) - early
+        if worker in round_.refused:
+            refused = _Refused(worker, {worker: early}, self.chunks)
+            self._refused.append(refused)
+            self._pushes.setdefault(worker, deque()).append(refused)
+        else:
             track.cursor[worker] = 0
-            track.got[worker] = min(self._early.get(worker, 0), self.chunks)
-            self._early[worker] = self._early.get(worker, 0) - track.got[worker]
+            track.got[worker] = early
             self._pushes.setdefault(worker, deque()).append(track)
 
     def seal(self, round_: Round) -> None:
@@ -117,6 +140,7 @@ class ChunkSchedule:
         """No more chunks come from the worker; those that were added stay in the sum."""
         self._pushes.pop(worker, None)
         self._early.pop(worker, None)
+        self._refused = [push for push in self._refused if push.worker != worker]
         for track in self._tracks:
             if worker in track.round.members:
                 track.gone[worker] = track.cursor.get(worker, 0)
@@ -127,13 +151,34 @@ class ChunkSchedule:
         Args:
             room: whether the new values of a chunk of a round can be taken by its recipients' buffers now.
         """
-        limit = self.chunks
-        for track in list(self._tracks):
-            yield from self._advance(track, limit, room)
-            limit = track.closed
-            if track.round.sealed and track.closed == self._wanted(track):
-                self._forget(track)
-                yield Done(track.round)
+        while True:
+            yield from self._discard()
+            limit = self.chunks
+            for track in list(self._tracks):
+                yield from self._advance(track, limit, room)
+                if track.round.sealed and track.closed == self._wanted(track):
+                    # Those that follow wait for it no longer, though it may have closed no chunk: a message to stop.
+                    self._forget(track)
+                    yield Done(track.round)
+                else:
+                    limit = track.closed
+            if not any(self._wasted(push) for push in self._refused):
+                return
+
+    def _discard(self) -> Iterator[Operation]:
+        for push in list(self._refused):
+            while self._wasted(push):
+                push.left -= 1
+                if not push.left:
+                    self._refused.remove(push)
+                    self._pushes[push.worker].popleft()
+                yield Discard(push.worker)
+
+    def _wasted(self, push: _Refused) -> bool:
+        """Whether a chunk of a refused push has come, and it is its worker's oldest one."""
+        return (
+            push.left > 0 and self._pushes[push.worker][0] is push and self.chunks - push.left < push.got[push.worker]
+        )
 
     def _advance(self, track: _Track, limit: int, room: Callable[[Round, int], bool]) -> Iterator[Operation]:
         # A round may add a chunk only when the round before has closed it: there is one sum of a chunk at a time.

@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 
 MAGIC = 0x4C444348  # "HCDL"
-FORMAT = 1
+FORMAT = 2
 
 FINAL = 1
 """Flag of a push: the worker's last one."""
@@ -21,9 +21,18 @@ STOP = 1
 MARK = 2
 """Flag of a global message: the worker is to save its state before it takes in any later message. It has no payload and
 answers nothing."""
+AFRESH = 4
+"""Flag of a global message: the update of the push that it answers was refused; the worker is to go on from the global
+parameters as they are, without what it has done since."""
+
+LOST = 8
+"""Flag of a global message: the worker of rank ``answers`` is out of the run, and the others share its samples. It has no
+payload and answers nothing."""
+BACK = 16
+"""Flag of a global message: the worker of rank ``answers`` is back in the run. It has no payload and answers nothing."""
 
 _PREFIX = struct.Struct("<IHHQ")
-_PUSH = struct.Struct("<iIqqqqqq")
+_PUSH = struct.Struct("<iIqqqqqqd")
 _GLOBAL = struct.Struct("<Iqqqq")
 _KIND_PUSH, _KIND_GLOBAL = 1, 2
 
@@ -48,6 +57,7 @@ class Push:
         samples: training samples in the update.
         clock: local steps of the worker since the start of the run.
         records: blocks of step records that the worker has sent before this push.
+        norm: L2 norm of the update; not finite if any value of the payload is not.
     """
 
     worker: int
@@ -58,12 +68,13 @@ class Push:
     samples: int
     clock: int
     records: int = 0
+    norm: float = 0.0
 
     def pack(self, run_id: int) -> bytes:
         """Return ``HEADER_BYTES`` bytes."""
         body = _PUSH.pack(
             self.worker, self.flags, self.sequence, self.version, self.local_steps, self.samples, self.clock,
-            self.records,
+            self.records, self.norm,
         )  # fmt: skip
         return (_PREFIX.pack(MAGIC, FORMAT, _KIND_PUSH, run_id) + body).ljust(HEADER_BYTES, b"\0")
 
@@ -83,7 +94,7 @@ class Global:
     """What the server says of the global parameters that follow.
 
     Attributes:
-        flags: ``STOP``, ``MARK`` or 0.
+        flags: ``MARK``, or ``STOP`` and ``AFRESH``, one, both or none of them.
         version: version of the global parameters.
         answers: sequence number of the worker's push that this answers; with ``MARK`` that of
             its last push that the server's saved state contains.
@@ -104,6 +115,15 @@ class Global:
     @property
     def mark(self) -> bool:
         return bool(self.flags & MARK)
+
+    @property
+    def membership(self) -> bool:
+        """Whether the message tells of another worker that is out of the run, or back in it."""
+        return bool(self.flags & (LOST | BACK))
+
+    @property
+    def afresh(self) -> bool:
+        return bool(self.flags & AFRESH)
 
     def pack(self, run_id: int) -> bytes:
         """Return ``HEADER_BYTES`` bytes."""

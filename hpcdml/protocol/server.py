@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpcdml.protocol.messages import FINAL, MARK, STOP, Global, Push
+from hpcdml.protocol.messages import AFRESH, BACK, FINAL, LOST, MARK, STOP, Global, Push
 from hpcdml.protocol.policies import Policy
+from hpcdml.protocol.refusal import Gate
 
 
 @dataclass(eq=False)
@@ -19,6 +20,7 @@ class Round:
     Attributes:
         members: ranks whose pushes belong to the round, in rank order.
         pushes: the headers that have come, by rank.
+        refused: ranks whose updates are not taken: they count as if they had pushed nothing.
         sealed: all headers are there; the attributes below are valid from then on.
         version: the version that the round makes, or carries if it has no payload.
         recipients: ranks that the new version is sent to.
@@ -30,6 +32,7 @@ class Round:
 
     members: tuple[int, ...]
     pushes: dict[int, Push] = field(default_factory=dict)
+    refused: set[int] = field(default_factory=set)
     sealed: bool = False
     version: int = 0
     recipients: tuple[int, ...] = ()
@@ -40,8 +43,10 @@ class Round:
 
     @property
     def contributors(self) -> tuple[int, ...]:
-        """Members that have pushed a payload, in rank order."""
-        return tuple(w for w in self.members if w in self.pushes and self.pushes[w].local_steps)
+        """Members that have pushed a payload which is taken, in rank order."""
+        return tuple(
+            w for w in self.members if w in self.pushes and self.pushes[w].local_steps and w not in self.refused
+        )
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,29 @@ class Seal:
     round: Round
 
 
-Action = Join | Seal
+@dataclass(frozen=True)
+class Refuse:
+    """The push's update is not taken, as its round says; ``why`` ends the sentence that tells the user."""
+
+    push: Push
+    why: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    """The worker is told to stop, as too many of its updates in a row were refused; the others go on without it."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class Back:
+    """A worker that was left out is in the run again."""
+
+    worker: int
+
+
+Action = Back | Join | Seal | Refuse | Drop
 
 
 class ProtocolError(RuntimeError):
@@ -76,10 +103,16 @@ class Server:
         workers: ranks of the workers.
         weighting: ``uniform``, ``steps`` or ``samples``: the weight of an update within its round.
         max_samples: training samples of all workers together after which to stop; None: no bound.
+        max_update_norm: see ``Gate``.
     """
 
     def __init__(
-        self, policy: Policy, workers: Iterable[int], weighting: str = "uniform", max_samples: int | None = None
+        self,
+        policy: Policy,
+        workers: Iterable[int],
+        weighting: str = "uniform",
+        max_samples: int | None = None,
+        max_update_norm: float | None = None,
     ) -> None:
         self.policy = policy
         self.live = set(workers)
@@ -88,11 +121,19 @@ class Server:
         self.version = 0
         self.samples = 0
         self.stopping = False
+        self.gate = Gate(self.live, max_update_norm)
         self.clock = {worker: 0 for worker in self.live}
         self._sequence = {worker: 0 for worker in self.live}
         self._last_samples = {worker: 0 for worker in self.live}
         self._final: set[int] = set()
+        self._dropped: set[int] = set()
         self._held: set[int] = set()
+        # Workers that have pushed and are not answered yet; those that were left out as they kept silent; of these, those
+        # that have spoken again and wait for the open round to end; those that are to go on afresh.
+        self._unanswered: set[int] = set()
+        self.silent: set[int] = set()
+        self._returning: set[int] = set()
+        self._afresh: set[int] = set()
         self._open: Round | None = None
 
     @property
@@ -106,9 +147,14 @@ class Server:
         return self.live - self._final
 
     @property
+    def awaited(self) -> set[int]:
+        """Workers of which the next push is waited for."""
+        return self.active - self._unanswered - self._held
+
+    @property
     def finished(self) -> bool:
         """Nobody is left who could push."""
-        return not self.active
+        return not self.active and not self._dropped
 
     def state(self) -> dict[str, Any]:
         """What the machine knows, with no round open: right after a version was made."""
@@ -119,6 +165,7 @@ class Server:
             "sequence": dict(self._sequence),
             "last_samples": dict(self._last_samples),
             "held": sorted(self._held),
+            "gate": self.gate.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -138,11 +185,13 @@ class Server:
         for worker in self.live - known:
             self.clock[worker] = slowest
         self._held = {int(worker) for worker in state["held"]} & self.live
+        self.gate.restore(state["gate"])
 
     def restart(self, state: dict[str, Any]) -> None:
         """Go on from ``state()`` with workers that begin anew at its version: see ``Worker.restart``."""
         self.restore(state)
         self._held.clear()
+        self.gate.forgive()
 
     def resume(self) -> list[Action]:
         """After ``restore``: everybody goes on as it was."""
@@ -168,13 +217,19 @@ class Server:
             ProtocolError: from a worker that is unknown or has ended, or out of sequence.
         """
         worker = push.worker
-        if worker not in self.active:
+        if worker not in self.active | self._dropped | self.silent:
             raise ProtocolError(f"a push from rank {worker}, which is no active worker")
         if push.sequence != self._sequence[worker] + 1:
             raise ProtocolError(f"push {push.sequence} of rank {worker} after push {self._sequence[worker]}")
         self._sequence[worker] = push.sequence
         self.clock[worker] = push.clock
         self._last_samples[worker] = push.samples
+        self._afresh.discard(worker)
+        if worker in self._dropped:
+            return self._left(push)
+        self._unanswered.add(worker)
+        if worker in self.silent:
+            return self._spoke_again(push)
         if self.policy.collective:
             if self._open is None:
                 self._open = Round(tuple(sorted(self.active)))
@@ -184,19 +239,83 @@ class Server:
         current.pushes[worker] = push
         if push.flags & FINAL:
             self._final.add(worker)
-        actions: list[Action] = [Join(current, push)]
+        actions = self._enter(current, push)
+        if push.local_steps and not push.flags & FINAL and self.gate.gives_up(worker):
+            self.live.discard(worker)
+            self._dropped.add(worker)
+            actions += [Drop(worker), self._send({worker}, stop=True)]
         if all(w in current.pushes or w not in self.live for w in current.members):
             actions += self._seal(current)
         return actions
 
+    def _enter(self, current: Round, push: Push) -> list[Action]:
+        why = self.gate.judge(push) if push.local_steps else None
+        if why is None:
+            return [Join(current, push)]
+        current.refused.add(push.worker)
+        return [Refuse(push, why), Join(current, push)]
+
+    def _left(self, push: Push) -> list[Action]:
+        """The final push of a worker that was dropped or left out."""
+        self._dropped.discard(push.worker)
+        self.silent.discard(push.worker)
+        return self._thrown_away(push)
+
+    def _thrown_away(self, push: Push) -> list[Action]:
+        """A push of which nothing is taken, and no round has it as a member."""
+        message = Round((), {push.worker: push}, {push.worker})
+        self._finish(message, set())
+        return [Join(message, push), Seal(message)]
+
+    def leave_out(self, worker: int) -> list[Action]:
+        """A worker has kept silent for too long: the rounds go on without it, until it speaks again."""
+        self.silent.add(worker)
+        return self._without(worker)
+
+    def spoke(self, worker: int) -> list[Action]:
+        """Something has come from a worker that was left out: if it waits for an answer, it is in the run again.
+
+        Its push is given up, as the rounds have gone on: it goes on afresh from the present version, with the others.
+        """
+        if worker not in self.silent & self._unanswered:
+            return []
+        self._returning.add(worker)
+        return [] if self._open is not None else self._admit()
+
+    def _spoke_again(self, push: Push) -> list[Action]:
+        if push.flags & FINAL:
+            return self._left(push)
+        return [*self._thrown_away(push), *self.spoke(push.worker)]
+
+    def _admit(self) -> list[Action]:
+        back = self._take_back()
+        return [*map(Back, sorted(back)), self._send(back)] if back else []
+
+    def _take_back(self) -> set[int]:
+        back, self._returning = self._returning, set()
+        self.silent -= back
+        self.live |= back
+        self._afresh |= back
+        return back
+
     def lost(self, worker: int) -> list[Action]:
         """A worker is gone; the rounds go on without it."""
+        self.silent.discard(worker)
+        return self._without(worker)
+
+    def _without(self, worker: int) -> list[Action]:
         self.live.discard(worker)
         self._held.discard(worker)
+        self._dropped.discard(worker)
+        self._returning.discard(worker)
         current = self._open
         if current is not None and all(w in current.pushes or w not in self.live for w in current.members):
             return self._seal(current)
         return self._release()
+
+    def membership(self, worker: int) -> Global:
+        """The message that tells the others whether a worker is in the run or out of it."""
+        return Global(BACK if worker in self.live else LOST, self.version, worker, self._slowest(), self.samples)
 
     def request_stop(self) -> list[Action]:
         """Tell every worker to stop with the next message that it gets."""
@@ -206,7 +325,7 @@ class Server:
     def message(self, round_: Round, worker: int) -> Global:
         """The header of the global message of a sealed round to one of its recipients."""
         return Global(
-            flags=STOP if round_.stop else 0,
+            flags=(STOP if round_.stop else 0) | (AFRESH if self._is_afresh(worker) else 0),
             version=round_.version,
             answers=self._sequence[worker],
             slowest=self._slowest(),
@@ -222,13 +341,14 @@ class Server:
             self._open = None
         if current.contributors:
             self.version += 1
-        self.samples += sum(push.samples for push in current.pushes.values())
+        self.samples += sum(push.samples for w, push in current.pushes.items() if w not in current.refused)
         if self.max_samples is not None and self.samples + self._under_way() / 2 >= self.max_samples:
             self.stopping = True
         answered = {w for w in current.members if w in self.active and self._may_answer(w)}
         self._held |= {w for w in current.members if w in self.active} - answered
-        self._finish(current, answered)
-        return [Seal(current), *self._release()]
+        back = self._take_back()
+        self._finish(current, answered | back)
+        return [*map(Back, sorted(back)), Seal(current), *self._release()]
 
     def _release(self) -> list[Action]:
         """Answer the workers that were held back and need not be any more."""
@@ -236,9 +356,10 @@ class Server:
         self._held -= ready
         return [self._send(ready)] if ready else []
 
-    def _send(self, workers: set[int]) -> Seal:
+    def _send(self, workers: set[int], stop: bool = False) -> Seal:
         message = Round(())
         self._finish(message, workers)
+        message.stop |= stop
         return Seal(message)
 
     def _finish(self, current: Round, recipients: set[int]) -> None:
@@ -246,8 +367,10 @@ class Server:
         current.version = self.version
         current.recipients = tuple(sorted(recipients))
         current.stop = self.stopping
-        current.share = len(current.contributors) / max(1, len(self.live))
+        # A contributor may have been lost since.
+        current.share = min(1.0, len(current.contributors) / max(1, len(self.live)))
         # Where this holds, no worker can push again, and so change the values, before it has this message whole.
+        self._unanswered -= recipients
         current.settled = recipients >= self.active and (self.policy.collective or len(self.active) == 1)
         current.samples = self.samples
 
@@ -259,6 +382,9 @@ class Server:
         the overshoot is around zero instead of around a whole round.
         """
         return sum(self._last_samples[w] for w in self.active) if self.policy.overlaps else 0
+
+    def _is_afresh(self, worker: int) -> bool:
+        return worker in self._afresh or self.gate.refused_last(worker)
 
     def _may_answer(self, worker: int) -> bool:
         return self.stopping or self.policy.answers(self.clock[worker], self._slowest())

@@ -16,6 +16,11 @@ class TakeUpdate:
 
 
 @dataclass(frozen=True)
+class Forget:
+    """The last update was refused: what the worker has done since its last push is dropped, and what made it bad."""
+
+
+@dataclass(frozen=True)
 class Adopt:
     """Make the global parameters that arrived the local model, and the base of the next update."""
 
@@ -55,7 +60,7 @@ class Stop:
     """Training has ended; nothing is to be received any more."""
 
 
-Action = TakeUpdate | Adopt | Exchange | SendPush | Train | Wait | Stop
+Action = TakeUpdate | Forget | Adopt | Exchange | SendPush | Train | Wait | Stop
 
 
 _STATE = (
@@ -155,10 +160,13 @@ class Worker:
         """What to do now; the last action is ``Train``, ``Wait`` or ``Stop``."""
         actions: list[Action] = []
         message = self._message
+        if message is not None and message.afresh:
+            self.unsent, self._pushed = 0, self.samples
+            actions.append(Forget())
         if message is not None and message.stop:
             self.stopped = True
             taken = [TakeUpdate(keep=False)] if self.unsent else []
-            return [*taken, SendPush(self._push(FINAL)), Stop()]
+            return [*actions, *taken, SendPush(self._push(FINAL)), Stop()]
         due = self.unsent > 0 and self.policy.due(self.unsent)
         if message is not None and (due or self.unsent == 0):
             self._contained = self._pushed

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
-from hpcdml.protocol.chunks import Add, ChunkSchedule, Close
+from hpcdml.protocol.chunks import Add, ChunkSchedule, Close, Discard
 from hpcdml.protocol.messages import Global, Push
 from hpcdml.protocol.policies import Policy
 from hpcdml.protocol.server import Action as ServerAction
-from hpcdml.protocol.server import Join, Round, Seal, Server
+from hpcdml.protocol.server import Drop, Join, Refuse, Round, Seal, Server
 from hpcdml.protocol.worker import Adopt, Exchange, SendPush, Stop, TakeUpdate, Train, Wait, Worker
 
 StepSeconds = Callable[[int, int], float]
@@ -47,6 +47,8 @@ class Report:
         rounds: (version, contributors) of every round with a payload, in order.
         waited: for every worker, seconds in which it took no step between its first and its last.
         busy: for every worker, seconds in which it computed.
+        refused: the pushes whose updates were not taken, in order.
+        dropped: ranks that were told to stop because of it.
         mixed: rounds whose recipients got chunks of more than one version; empty, or the protocol is broken.
     """
 
@@ -56,6 +58,8 @@ class Report:
     rounds: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     waited: dict[int, float] = field(default_factory=dict)
     busy: dict[int, float] = field(default_factory=dict)
+    refused: list[Push] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
     mixed: list[int] = field(default_factory=list)
 
 
@@ -84,6 +88,7 @@ class Cluster:
         network: delays.
         samples: training samples of a local step.
         max_samples: when to stop.
+        max_update_norm: from when on updates are refused as too large.
         lose: (virtual time, rank) at which workers vanish.
         room: asked before a chunk is closed: whether its recipients have room for it; if not, it is asked again later.
     """
@@ -98,6 +103,7 @@ class Cluster:
         network: Network | None = None,
         samples: int = 1,
         max_samples: int = 100,
+        max_update_norm: float | None = None,
         lose: Sequence[tuple[float, int]] = (),
         room: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -109,7 +115,7 @@ class Cluster:
         self.x = x.copy()
         self.sum = np.zeros_like(x)
         ranks = range(1, workers + 1)
-        self.server = Server(policy, ranks, max_samples=max_samples)
+        self.server = Server(policy, ranks, max_samples=max_samples, max_update_norm=max_update_norm)
         self.schedule = ChunkSchedule(len(x))
         blank = np.zeros_like(x)
         self.nodes = {
@@ -123,6 +129,7 @@ class Cluster:
         self._count = 0
         self._in_free = self._out_free = 0.0
         self._slots: dict[int, list[np.ndarray]] = {rank: [] for rank in ranks}
+        self._lost: set[int] = set()
         for when, rank in lose:
             self._at(when, partial(self._lose, rank))
 
@@ -180,7 +187,7 @@ class Cluster:
         self._at(self.now + seconds, lambda: self._stepped(rank))
 
     def _stepped(self, rank: int) -> None:
-        if rank not in self.server.live:
+        if rank in self._lost:
             return
         node = self.nodes[rank]
         node.computing = False
@@ -202,6 +209,8 @@ class Cluster:
 
     def _send_push(self, rank: int, push: Push) -> None:
         arrival = self.now + self.network.latency
+        if push.local_steps:
+            push = replace(push, norm=float(np.linalg.norm(self.nodes[rank].update)))
         self._at(arrival, lambda: self._push_arrives(rank, push))
         if push.local_steps:
             for row in self.nodes[rank].update.copy():
@@ -214,7 +223,7 @@ class Cluster:
         def arrive() -> None:
             node = self.nodes[rank]
             take(node)
-            if not node.computing and rank in self.server.live and self._deliver(rank):
+            if not node.computing and rank not in self._lost and self._deliver(rank):
                 self.report.waited[rank] += self.now - node.since
                 self._decide(rank)
 
@@ -223,17 +232,18 @@ class Cluster:
     # The server's side.
 
     def _push_arrives(self, rank: int, push: Push) -> None:
-        if rank in self.server.live:
+        if rank not in self._lost:
             self._serve(self.server.pushed(push))
 
     def _chunk_arrives(self, rank: int, row: np.ndarray) -> None:
-        if rank in self.server.live:
+        if rank not in self._lost:
             self._slots[rank].append(row)
             self.schedule.received(rank)
             self._work()
 
     def _lose(self, rank: int) -> None:
-        if rank in self.server.live:
+        if rank not in self._lost:
+            self._lost.add(rank)
             actions = self.server.lost(rank)
             self.schedule.lost(rank)
             self._serve(actions)
@@ -245,6 +255,10 @@ class Cluster:
             elif isinstance(action, Seal):
                 self._answer(action.round)
                 self.schedule.seal(action.round)
+            elif isinstance(action, Refuse):
+                self.report.refused.append(action.push)
+            elif isinstance(action, Drop):
+                self.report.dropped.append(action.worker)
         self._work()
 
     def _answer(self, round_: Round) -> None:
@@ -265,6 +279,8 @@ class Cluster:
                 weight = self.server.weight(operation.round.pushes[operation.worker])
                 before = 0.0 if operation.first else self.sum[operation.chunk]
                 self.sum[operation.chunk] = before + weight * row
+            elif isinstance(operation, Discard):
+                self._slots[operation.worker].pop(0)
             elif isinstance(operation, Close):
                 self._close(operation)
 

@@ -32,7 +32,7 @@ from hpcdml.storage.seal import append_seal
 from hpcdml.storage.tables import EVENTS, TABLES, table
 
 FORMAT = "hpcdml-run"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 FILE_NAME = "run.h5"
 CHECKPOINT_FOLDER = "checkpoints"
 

@@ -70,10 +70,12 @@ PUSHES = Table(
         Column("push", "i8", "1", "number of the push among the worker's own, from 1"),
         Column("time", "f8", "s", "when the push had arrived"),
         Column("version", "i8", "1", "version that the update is based on"),
-        Column("round", "i8", "1", "version that the update went into"),
+        Column("round", "i8", "1", "version that the update went into, or, if it was refused, its worker was given"),
         Column("staleness", "i8", "1", "round - 1 - version: versions made between the base and the update"),
         Column("local_steps", "i4", "1", "local steps in the update"),
         Column("samples", "i8", "1", "samples in the update"),
+        Column("last_step", "i8", "1", "number of the last local step in the update among the worker's own"),
+        Column("refused", "u1", "1", "1: the update was refused and is in no version"),
     ),
 )
 

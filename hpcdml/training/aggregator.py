@@ -9,6 +9,7 @@ import torch
 
 from hpcdml.parameters import Layout, Narrowed, WireVector
 from hpcdml.parameters.layout import Kind
+from hpcdml.training.guard import finite
 from hpcdml.training.outer import OuterOptimizer
 from hpcdml.training.state import to_tensor
 
@@ -40,7 +41,8 @@ class Aggregator:
         self._value = [layout.segments[c.segment].kind is Kind.VALUE for c in layout.chunks]
 
     def add(self, chunk: int, update: torch.Tensor, weight: float, first: bool) -> None:
-        """Add ``weight * update`` to the sum of a chunk, or begin the sum with it."""
+        """Add ``weight * update`` to the sum of a chunk; begin it if the update is ``first`` or there is no sum."""
+        first = first or chunk not in self._sums
         total = self._total(chunk)
         if not first:
             total.add_(update, alpha=weight)
@@ -49,13 +51,16 @@ class Aggregator:
         else:
             torch.mul(update, weight, out=total)
 
-    def close(self, chunk: int, weight: float, share: float, alone: torch.Tensor | None = None) -> None:
+    def close(self, chunk: int, weight: float, share: float, alone: torch.Tensor | None = None) -> bool:
         """Apply the sum of a chunk, whose weights sum to ``weight``, to the global parameters.
 
         Buffers move towards the mean of the workers' values by ``share``, the part of the workers that is in the round.
 
         Args:
             alone: the only term of the sum, in place of one formed by ``add``, with weight 1; it may be overwritten.
+
+        Returns:
+            Whether the sum was finite; otherwise it is dropped, and the global parameters stay as they are.
         """
         x = self.x.chunks[chunk]
         if alone is not None:
@@ -66,6 +71,9 @@ class Aggregator:
             total = alone
         else:
             total = self._total(chunk).copy_(alone)
+        if not finite(total):
+            self._free(chunk)
+            return False
         if not self._value[chunk]:
             self._steps[chunk] += 1
             self.outer.apply(chunk, self._steps[chunk], x, total, weight)
@@ -76,6 +84,7 @@ class Aggregator:
         self._free(chunk)
         if self.narrowed is not None:
             self.narrowed.encode(chunk)
+        return True
 
     def restore(self, state: dict[str, Any], steps: int) -> None:
         """Go on from a checkpoint: the vectors of the outer optimizer and of the narrowed values, after so many steps.

@@ -70,6 +70,10 @@ class _Spool:
         self.received += len(event.data)
         self.total, self.records = event.total, event.records
 
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+
     def tree(self) -> Any:
         if self.file is None:
             raise MachineError(self.error)
@@ -220,6 +224,17 @@ class Checkpoints:
             return
         spool.take(event)
 
+    def lost(self, worker: int) -> None:
+        """A worker is lost: a state that lacks its part is given up, and the next version is to be one."""
+        self._final.pop(worker, None)
+        cut = self._cut
+        spool = cut.spools.get(worker) if cut is not None else None
+        if cut is not None and spool is not None and not self._whole({worker: spool}, {worker}):
+            self._cut = None
+            self.wanted = True
+            for spool in cut.spools.values():
+                spool.close()
+
     def work(self, seconds: float) -> None:
         """Hand a checkpoint over to the thread when all of it is there."""
         cut = self._cut
@@ -285,8 +300,7 @@ class Checkpoints:
             self._warn(cut.seconds, cut.version, str(error))
         finally:
             for spool in cut.spools.values():
-                if spool.file is not None:
-                    spool.file.close()
+                spool.close()
 
     def _copies_bytes(self) -> int:
         return 0 if self._copies is None else self._copies.nbytes

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from hpcdml.training.blank import BlankState
 from hpcdml.training.precision import Precision
 
 Batches = Callable[[], tuple[torch.Tensor, torch.Tensor]]
@@ -27,6 +28,7 @@ class LocalStep:
         epoch: epochs that the scheduler has been told of.
         slowdown: for experiments, the factor by which the step is made longer.
         seconds: for experiments, how long the step takes on an emulated device; None: as long as it takes.
+        blank: the optimizer's state at the start.
     """
 
     model: nn.Module
@@ -41,6 +43,9 @@ class LocalStep:
     epoch: int = 0
     slowdown: float = 1.0
     seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        self.blank = BlankState(self.optimizer)
 
     def gradient(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Add a minibatch's part of the step's gradient, and return its part of the step's loss."""

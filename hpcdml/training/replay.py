@@ -125,7 +125,7 @@ def read_scripts(run: RunReader, collective: bool, until: int | None) -> Scripts
     taken = {rank: np.sort(steps["step"][steps["worker"] == rank]) for rank in ranks}
     # A killed run has pushes of which the steps were not reported yet.
     known = {rank: _unbroken(taken[rank]) for rank in ranks}
-    last = _explained(pushes, rounds, known)
+    last = _explained(pushes, rounds, known, run.finished)
     began_anew = [version for kind, version in _restarts(run) if kind == "restarted"]
     if began_anew and (until or last) > began_anew[0]:
         raise UsageError(
@@ -135,7 +135,7 @@ def read_scripts(run: RunReader, collective: bool, until: int | None) -> Scripts
         raise UsageError(f"--until {until}: must be from 1 to {last}, the last version that the record explains")
     if last < 1:
         raise UsageError(f"{run.path}: holds no version that can be repeated")
-    finished = run.finished and until is None
+    finished = run.finished and until in (None, last)
     last = last if until is None else until
     stopping = rounds["round"][rounds["stop"] == 1]
     stop = int(stopping.min()) - 1 if len(stopping) and stopping.min() <= last else None
@@ -146,7 +146,7 @@ def read_scripts(run: RunReader, collective: bool, until: int | None) -> Scripts
         last=last,
         hashes=dict(zip(rounds["round"].tolist(), rounds["hash"].tolist(), strict=True)),
     )
-    workers = {rank: _script(steps[steps["worker"] == rank], known[rank], finished) for rank in ranks}
+    workers = {rank: _script(_of(steps, rank), _of(pushes, rank), known[rank], finished) for rank in ranks}
     threads = {rank: int(run.environment.get(f"rank{rank}_threads", 1)) for rank in ranks}
     return Scripts(server, workers, run.config, threads)
 
@@ -157,22 +157,34 @@ def _unbroken(steps: np.ndarray) -> int:
     return int(gaps[0]) if len(gaps) else len(steps)
 
 
-def _explained(pushes: np.ndarray, rounds: np.ndarray, known: dict[int, int]) -> int:
-    """The last version all of whose updates, and those before, consist of recorded steps."""
+def _explained(pushes: np.ndarray, rounds: np.ndarray, known: dict[int, int], finished: bool) -> int:
+    """The last version all of whose updates, and those before, consist of recorded steps.
+
+    A push, but for the last one of a finished run, is explained by the step after it: only that tells whether the
+    worker had taken in a message by then.
+    """
     last = _unbroken(np.sort(rounds["round"]))
     for rank, steps in known.items():
-        mine = np.sort(pushes[pushes["worker"] == rank], order="push")
-        unknown = mine["round"][np.cumsum(mine["local_steps"]) > steps]
+        mine = _of(pushes, rank)
+        unknown = mine["round"][mine["last_step"] > (steps if finished else steps - 1)]
         if len(unknown):
             last = min(last, int(unknown.min()) - 1)
     return last
 
 
-def _script(steps: np.ndarray, known: int, finished: bool) -> WorkerScript:
+def _script(steps: np.ndarray, pushes: np.ndarray, known: int, finished: bool) -> WorkerScript:
     steps = np.sort(steps, order="step")[:known]
     before = np.concatenate([[0], steps["version"][:-1]])
-    clocks = steps["step"][steps["version"] != before] - 1
+    # What a worker has done since its last push ends with a push, or because it goes on afresh: it took in the answer
+    # to a push that was refused, perhaps with the version that it had before.
+    begins = (steps["since_push"] == 1) & (steps["step"] > 1)
+    afresh = begins & ~np.isin(steps["step"] - 1, pushes["last_step"])
+    clocks = steps["step"][(steps["version"] != before) | afresh] - 1
     return WorkerScript(frozenset(clocks.tolist()), known, finished)
+
+
+def _of(rows: np.ndarray, rank: int) -> np.ndarray:
+    return rows[rows["worker"] == rank]
 
 
 def _restarts(run: RunReader) -> list[tuple[str, int]]:

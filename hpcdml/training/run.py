@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 
 from hpcdml.config import RunOptions, TrainConfig
-from hpcdml.errors import UsageError
-from hpcdml.mpi import once
-from hpcdml.mpi.world import SERVER, World, abort, barrier, gather, hosts, join_world
+from hpcdml.errors import HpcdmlError, MachineError, UsageError
+from hpcdml.mpi import faults, once
+from hpcdml.mpi.world import SERVER, World, abort, barrier, failure, finish, gather, hosts, join_world
 from hpcdml.protocol.policies import make_policy
 from hpcdml.storage.run_reader import RunReader
 from hpcdml.training.bounds import stop_bounds
@@ -95,14 +95,13 @@ def replay(folder: str, until: int | None, verify: bool, options: dict[str, obje
         given = {**known_options(mine.config), **as_replayed(folder), "threads": mine.threads, **options}
         return together(lambda: TrainConfig.from_flat(given)), mine.script
 
-    def told(world: World) -> int:
-        return tell_replay(recorded[0], scripts[0].server, until) if world.is_server and verify else 0
+    def told() -> int:
+        return tell_replay(recorded[0], scripts[0].server, until) if verify else 0
 
     def work(world: World, signals: StopSignals) -> int:
         found, script = config(world)
         signals.unwatch()
-        _run(found, world, signals, script, scripts[0].server if scripts else None)
-        return max(gather(world, told(world)))
+        return _run(found, world, signals, script, scripts[0].server if scripts else None, told)
 
     return _guarded(work)
 
@@ -131,8 +130,12 @@ def _run(
     signals: StopSignals,
     script: WorkerScript | None = None,
     server: ServerScript | None = None,
+    told: Callable[[], int] = lambda: 0,
 ) -> int:
-    """Train, go on or repeat; returns the exit status, the same on every rank."""
+    """Train, go on or repeat; returns the exit status, the same on every rank.
+
+    ``told`` is called on rank 0 at the end, and returns another status that may be the larger one.
+    """
     together(lambda: _need_workers(world))
     setup = set_up(config, world)
     found = together(lambda: _find(config, world, setup))
@@ -154,9 +157,28 @@ def _run(
     job = together(lambda: worker or ServerJob(config, world, setup, about, found, server, signals))
     barrier(world)
     earlier = found.seconds if found is not None else part["seconds"] if part is not None else 0.0
-    status = job.run(time.perf_counter() - earlier)
-    # Nobody leaves before the result is written: a launcher would count a rank that fails later as the only one.
-    return max(gather(world, status))
+    begin = time.perf_counter() - earlier
+    if isinstance(job, ServerJob):
+        status = max(job.run(begin), told())
+        return finish(world, status, job.machine.live)
+    try:
+        job.run(begin)
+        return finish(world, 0, ())
+    except faults.ServerLost as error:
+        raise MachineError(f"{error}{_rescued(job)}") from error
+    except (Exception, SystemExit) as error:
+        if not faults.tolerated():
+            raise
+        faults.leave(failure(world, error))
+        raise
+
+
+def _rescued(job: WorkerJob) -> str:
+    """Save a worker's model, and say where it is."""
+    try:
+        return f"; this worker's model is in {job.rescue()}"
+    except HpcdmlError as error:
+        return f"; this worker's model could not be saved: {error}"
 
 
 def _need_workers(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,7 +68,8 @@ class ServerJob:
         max_samples, epochs = sample_bound(config.stop, setup.epoch_samples)
         self.policy = make_policy(config.policy)
         bound = max_samples if script is None else None
-        self.machine = Server(self.policy, world.workers, config.policy.weighting, bound)
+        limit = config.policy.max_update_norm
+        self.machine = Server(self.policy, world.workers, config.policy.weighting, bound, limit)
         self.about = environment() | versions() | dict(about)
         self.options = config.flat() | {"epochs": epochs}
         types = state_types(setup.flat.model)
@@ -83,6 +85,8 @@ class ServerJob:
 
     def run(self, start: float) -> int:
         """Serve until all workers have ended, then write the result; returns the exit status of the run.
+
+        Workers that have not died wait for ``finish``.
 
         Raises:
             HpcdmlError: a file could not be written.
@@ -130,6 +134,8 @@ class ServerJob:
                 records,
                 keep,
                 self.signals,
+                {rank: self.about[f"rank{rank}_host"] for rank in range(world.size)},
+                config.run.min_workers,
                 self.script,
             )
             cpu = resources.cpu_seconds()
@@ -146,6 +152,9 @@ class ServerJob:
             writer.event(seconds, 0, resources.EVENT, used.text())
             writer.write_parameters(state_arrays(flat.model), seconds)
         channel.close()
+        if not machine.live:
+            print("hpcdml: no worker is left; the result is what there was before", file=sys.stderr, flush=True)
+            return 1
         return 0 if loop.preempted is None else PREEMPTED
 
     def _score(self, version: Version) -> float:

@@ -6,69 +6,47 @@ It never waits for anything: evaluation, checkpoints and the disk belong to othe
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import xxhash
 
 from hpcdml.config import StopOptions
 from hpcdml.mpi.backoff import Backoff
-from hpcdml.mpi.server_channel import ChunkArrived, Event, PushArrived, RecordsArrived, ServerChannel, StateArrived
+from hpcdml.mpi.server_channel import (
+    ChunkArrived,
+    Event,
+    PushArrived,
+    RecordsArrived,
+    ServerChannel,
+    StateArrived,
+    WorkerLost,
+)
 from hpcdml.observability.progress import Progress
 from hpcdml.protocol import server as protocol
-from hpcdml.protocol.chunks import Add, ChunkSchedule, Close, Done, Operation
+from hpcdml.protocol.chunks import Add, ChunkSchedule, Close, Discard, Done, Operation
 from hpcdml.protocol.messages import FINAL, LEAVE
-from hpcdml.protocol.server import Join, Round, Seal, Server
+from hpcdml.protocol.refusal import IN_A_ROW
+from hpcdml.protocol.server import Drop, Join, Refuse, Round, Seal, Server
 from hpcdml.storage.run_file import RunWriter
 from hpcdml.storage.tables import PUSHES, ROUNDS
 from hpcdml.training.aggregator import Aggregator
 from hpcdml.training.background import Background, Every
 from hpcdml.training.checkpoints import Checkpoints
-from hpcdml.training.records import COLUMNS, table_rows
+from hpcdml.training.guard import Guard
+from hpcdml.training.membership import Membership
+from hpcdml.training.records import table_rows
 from hpcdml.training.replay import ServerScript
 from hpcdml.training.snapshots import Snapshots, Version
 from hpcdml.training.stop_signals import StopSignals
+from hpcdml.training.tally import Tally
 
 FLUSH_SECONDS = 1.0
 PROGRESS_SECONDS = 0.1
 LOOK_SECONDS = 0.01
 """Seconds between two looks at what is not the workers' business."""
-
-
-@dataclass
-class Tally:
-    """What the progress bar shows, from the step records that have come in.
-
-    Attributes:
-        loss: sum of the losses of ``steps`` local steps since the last round.
-        idle: seconds in which workers were blocked, of ``busy`` seconds in all, since the start.
-    """
-
-    loss: float = 0.0
-    steps: int = 0
-    idle: float = 0.0
-    busy: float = 0.0
-    last_loss: float = math.nan
-    _columns: dict[str, int] = field(default_factory=lambda: {name: i for i, name in enumerate(COLUMNS)})
-
-    def add(self, rows: np.ndarray) -> None:
-        """Count a block of step records, float64 of shape (rows, columns)."""
-        sums = rows.sum(axis=0)
-        idle, data, compute = (sums[self._columns[n]] for n in ("idle_seconds", "data_seconds", "compute_seconds"))
-        self.loss += sums[self._columns["loss"]]
-        self.steps += len(rows)
-        self.idle += idle
-        self.busy += idle + data + compute
-
-    def mean_loss(self) -> float:
-        """Mean loss since the last call; nan if there was no step."""
-        mean = self.loss / self.steps if self.steps else math.nan
-        self.loss, self.steps = 0.0, 0
-        if not math.isnan(mean):
-            self.last_loss = mean
-        return mean
 
 
 class ServerLoop:
@@ -87,6 +65,8 @@ class ServerLoop:
         records: by worker, the blocks of step records that have come; they are counted here.
         keep: whether workers that have ended leave their states behind.
         signals: which tell that the run is to end.
+        hosts: host name of every rank.
+        min_workers: fewer live workers than that end the run after a checkpoint.
         script: what a recorded run did, which this one repeats; None: it is a run of its own.
     """
 
@@ -104,6 +84,8 @@ class ServerLoop:
         records: dict[int, int],
         keep: bool,
         signals: StopSignals,
+        hosts: Mapping[int, str],
+        min_workers: int,
         script: ServerScript | None = None,
     ) -> None:
         self.machine = machine
@@ -133,7 +115,17 @@ class ServerLoop:
         self._show = Every(PROGRESS_SECONDS)
         self._look = Every(LOOK_SECONDS)
         self._flusher = Background("run file")
-        self._operations: dict[type[Operation], Callable] = {Add: self._add, Close: self._close, Done: self._done}
+        self._warned: set[int] = set()
+        self.membership = Membership(
+            machine, self.schedule, channel, checkpoints, self._carry_out, self._tell, self._preempt, hosts, min_workers
+        )
+        self.guard = Guard(lambda worker, text: self._tell(worker, "spoiled", text))
+        self._operations: dict[type[Operation], Callable] = {
+            Add: self._add,
+            Discard: lambda operation: self.channel.release(operation.worker),
+            Close: self._close,
+            Done: self._done,
+        }
 
     def run(self, start: float) -> None:
         """Serve; ``start`` is the ``perf_counter`` time that counts as zero in the records.
@@ -193,6 +185,10 @@ class ServerLoop:
             self._blocks[event.worker] += 1
             self.tally.add(event.rows)
             self.writer.append("steps", table_rows(event.worker, event.rows))
+        elif isinstance(event, WorkerLost):
+            self._blocks_due.pop(event.worker, None)
+            self._warned.discard(event.worker)
+            self.membership.lost(event.worker, self.integers)
 
     def _take_push(self, event: PushArrived) -> None:
         push = event.push
@@ -229,19 +225,35 @@ class ServerLoop:
                 self.schedule.join(action.round, action.push.worker)
             elif isinstance(action, Seal):
                 self._seal(action.round)
+            elif isinstance(action, Refuse):
+                self._tell(action.push.worker, "refused", f"push {action.push.sequence}: {action.why}")
+            elif isinstance(action, Drop):
+                self._warned.discard(action.worker)
+                text = f"{IN_A_ROW} updates in a row were refused; it is told to stop, and the others go on without it"
+                self._tell(action.worker, "dropped", text)
+
+    def _tell(self, worker: int, kind: str, text: str) -> None:
+        """Note what a worker did wrong; on the screen only the first time."""
+        self.writer.event(self.seconds, worker, kind, text)
+        if worker not in self._warned:
+            self._warned.add(worker)
+            print(f"hpcdml: warning: rank {worker}: {kind}: {text}", file=sys.stderr, flush=True)
 
     def _seal(self, round_: Round) -> None:
         for push in round_.pushes.values():
             integers = self._arrived.pop((push.worker, push.sequence))
-            np.maximum(self.integers, integers, out=self.integers)
+            if push.worker not in round_.refused:
+                np.maximum(self.integers, integers, out=self.integers)
         now, made = self.seconds, round_.version
         rows = [
-            (p.worker, p.sequence, now, p.version, made, made - 1 - p.version, p.local_steps, p.samples)
+            (*(p.worker, p.sequence, now, p.version, made, made - 1 - p.version, p.local_steps, p.samples, p.clock),
+             p.worker in round_.refused)
             for p in round_.pushes.values()
             if p.local_steps
-        ]
+        ]  # fmt: skip
         if rows:
             self.writer.append("pushes", PUSHES.rows(*rows))
+        if round_.contributors:
             self.snapshots.consider(round_)
             self._made = round_
         for worker in round_.recipients:
@@ -260,15 +272,18 @@ class ServerLoop:
             return
         weight = self.machine.weight(operation.round.pushes[operation.worker])
         update = self.channel.slot(operation.worker, operation.chunk)
-        self.aggregator.add(operation.chunk, update, weight, operation.first)
+        if self.guard.admits(operation.round, operation.worker, operation.chunk, update):
+            self.aggregator.add(operation.chunk, update, weight, operation.first)
         self.channel.release(operation.worker)
 
     def _close(self, operation: Close) -> None:
         round_, chunk = operation.round, operation.chunk
         if operation.contributors:
-            weight = 1.0 if operation.alone else self._weight_of(round_, operation.contributors)
+            taken = self.guard.contributors(round_, chunk, operation.contributors)
+            weight = 1.0 if operation.alone else self._weight_of(round_, taken)
             alone = self.channel.slot(operation.contributors[0], chunk) if operation.alone else None
-            self.aggregator.close(chunk, weight, round_.share, alone)
+            if taken and not self.aggregator.close(chunk, weight, round_.share, alone):
+                self.guard.spoiled(round_, chunk, taken)
             if operation.alone:
                 self.channel.release(operation.contributors[0])
             self.snapshots.copy(round_, chunk, self.aggregator.x)

@@ -66,6 +66,24 @@ class CudaQueue(CopyQueue):
         return event
 
 
+class _Number:
+    """A number on its way from a device, whose memory is kept meanwhile."""
+
+    def __init__(self, pinned: bool) -> None:
+        self._host = torch.zeros((), dtype=torch.float64, pin_memory=pinned)
+        self._source: torch.Tensor | None = None
+        self._event: Event | None = None
+
+    def fetch(self, source: torch.Tensor, queue: CopyQueue) -> None:
+        self._source = source
+        queue.copy(self._host, source)
+        self._event = queue.event()
+
+    @property
+    def value(self) -> float | None:
+        return float(self._host) if self._event is not None and self._event.query() else None
+
+
 class Staging:
     """A model on the CPU: the vectors of the model are those of MPI.
 
@@ -79,9 +97,16 @@ class Staging:
     def __init__(self, layout: Layout) -> None:
         self.push = self.update = WireVector(layout)
         self.pull = self.globals = WireVector(layout)
+        self._norm = 0.0
 
-    def written(self) -> None:
-        """The model's stream has been given the work that writes ``update``."""
+    def written(self, norm: torch.Tensor) -> None:
+        """The model's stream has been given the work that writes ``update`` and its ``norm``, a single number."""
+        self._norm = float(norm)
+
+    @property
+    def norm(self) -> float | None:
+        """The norm of the last update; None: the device has not come so far."""
+        return self._norm
 
     def ready(self, chunk: int) -> bool:
         """Whether a chunk of the update lies in ``push``."""
@@ -121,9 +146,15 @@ class DeviceStaging(Staging):
         self._written: list[Event] = []
         self._ready = 0
         self._landed: Event | None = None
+        self._number = _Number(pinned)
 
-    def written(self) -> None:
+    @property
+    def norm(self) -> float | None:
+        return self._number.value
+
+    def written(self, norm: torch.Tensor) -> None:
         self.queue.after_model()
+        self._number.fetch(norm, self.queue)
         self._written.clear()
         self._ready = 0
         for target, source in zip(self.push.chunks, self.update.chunks, strict=True):
@@ -156,7 +187,7 @@ class DirectStaging(Staging):
     Args:
         layout: layout of the vectors.
         device: the model's device.
-        queue: gives the events; it copies nothing.
+        queue: gives the events; it copies nothing but the update's norm.
     """
 
     def __init__(self, layout: Layout, device: torch.device, queue: CopyQueue) -> None:
@@ -165,9 +196,15 @@ class DirectStaging(Staging):
         self.queue = queue
         self._written: Event | None = None
         self._read: Event | None = None
+        self._number = _Number(pinned=device.type == "cuda")
 
-    def written(self) -> None:
+    @property
+    def norm(self) -> float | None:
+        return self._number.value
+
+    def written(self, norm: torch.Tensor) -> None:
         self.queue.after_model()
+        self._number.fetch(norm, self.queue)
         self._written = self.queue.event()
 
     def ready(self, chunk: int) -> bool:

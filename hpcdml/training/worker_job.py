@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.mpi.world import World
 from hpcdml.protocol.policies import make_policy
 from hpcdml.protocol.worker import Worker
+from hpcdml.storage.parameters_file import write_state
 from hpcdml.training.compiling import compile_step
 from hpcdml.training.data import Sampler
 from hpcdml.training.local_step import LocalStep, batches
@@ -20,10 +22,15 @@ from hpcdml.training.optimizers import make_optimizer, make_scheduler
 from hpcdml.training.precision import Precision
 from hpcdml.training.replay import WorkerScript
 from hpcdml.training.setup import Setup
+from hpcdml.training.shares import Shares
 from hpcdml.training.staging import make_staging
+from hpcdml.training.state import state_arrays
 from hpcdml.training.stop_signals import StopSignals
 from hpcdml.training.worker_loop import WorkerLoop
 from hpcdml.training.worker_state import WorkerState, contained_samples, random_state, set_random_state
+
+RESCUE_FOLDER = "rescued"
+"""Folder, in that of the run, of what workers save when the server has died."""
 
 
 class WorkerJob:
@@ -49,6 +56,7 @@ class WorkerJob:
     ) -> None:
         flat = setup.flat
         self.device = flat.device
+        self.folder = Path(config.run.output)
         # Dropout and the like differ between workers; the model itself was built from the run's seed.
         torch.manual_seed(config.run.seed * 1_000_003 + world.rank)
         optimizer = make_optimizer(config.optimizer, flat.model)
@@ -92,6 +100,7 @@ class WorkerJob:
             config.run.checkpoints,
             script,
             signals,
+            Shares(config, setup.data, self.state, world.rank, len(world.workers)),
         )
 
     def run(self, start: float) -> int:
@@ -100,6 +109,18 @@ class WorkerJob:
         self.loop.run(start)
         self.channel.close()
         return 0
+
+    def rescue(self) -> Path:
+        """Save this worker's model, which nobody else has, to a file of its own, and return its path.
+
+        Raises:
+            HpcdmlError: it cannot be written.
+        """
+        machine = self.state.machine
+        path = self.folder / RESCUE_FOLDER / f"worker-{machine.rank}.h5"
+        about = {"worker": machine.rank, "version": machine.version, "unsent_local_steps": machine.unsent}
+        write_state(path, state_arrays(self.state.flat.model), about)
+        return path
 
     def _resume(self, part: dict[str, Any], sampler: Sampler) -> None:
         tree = part["state"]

@@ -15,14 +15,15 @@ from hpcdml.mpi.backoff import Backoff
 from hpcdml.mpi.tags import FINAL_STATE
 from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.parameters import FlatModel
-from hpcdml.protocol.messages import LEAVE, Push
-from hpcdml.protocol.worker import Action, Adopt, Exchange, SendPush, Stop, TakeUpdate, Train, Wait, Worker
+from hpcdml.protocol.messages import BACK, LEAVE, Push
+from hpcdml.protocol.worker import Action, Adopt, Exchange, Forget, SendPush, Stop, TakeUpdate, Train, Wait, Worker
 from hpcdml.storage.image import pack
 from hpcdml.training.local_step import LocalStep
 from hpcdml.training.pace import Pace, Stretch
 from hpcdml.training.polling import StepPoller
 from hpcdml.training.records import StepRecords
 from hpcdml.training.replay import WorkerScript
+from hpcdml.training.shares import Shares
 from hpcdml.training.staging import Staging
 from hpcdml.training.stop_signals import StopSignals
 from hpcdml.training.worker_state import WorkerState
@@ -46,6 +47,7 @@ class WorkerLoop:
         keep: whether the state is saved at the end as well, for a run that goes on from there.
         script: when a recorded run took in messages, which this one repeats; None: it is a run of its own.
         signals: which tell that the run is to end; the server learns of it from the next push.
+        shares: is told which workers are out of the run, and which are back.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class WorkerLoop:
         keep: bool,
         script: WorkerScript | None,
         signals: StopSignals,
+        shares: Shares,
     ) -> None:
         self.machine = machine
+        self.shares = shares
         self.flat = flat
         self.channel = channel
         self.staging = staging
@@ -77,6 +81,7 @@ class WorkerLoop:
             Train: self._train,
             Wait: self._wait,
             TakeUpdate: self._take_update,
+            Forget: self._forget,
             Adopt: self._adopt,
             Exchange: self._exchange,
             SendPush: self._send_push,
@@ -182,10 +187,15 @@ class WorkerLoop:
         while not self.channel.push_free:
             backoff.wait()
             self.poller.poll()
-        self.flat.update_into(self.staging.update)
-        self.staging.written()
+        self.staging.written(self.flat.update_into(self.staging.update))
         if action.keep:
             self.flat.set_base()
+        self._idle += time.perf_counter() - begin
+
+    def _forget(self, action: Forget) -> None:
+        begin = time.perf_counter()
+        self.flat.forget_residual()
+        self.step.blank.restore_unless_finite()
         self._idle += time.perf_counter() - begin
 
     def _adopt(self, action: Adopt) -> None:
@@ -201,9 +211,9 @@ class WorkerLoop:
         begin = time.perf_counter()
         self._check_views()
         self.staging.reading()
-        self.flat.exchange(self.staging.update, self.staging.globals, action.compensation)
+        norm = self.flat.exchange(self.staging.update, self.staging.globals, action.compensation)
         self.staging.read()
-        self.staging.written()
+        self.staging.written(norm)
         self._take_integers()
         self._idle += time.perf_counter() - begin
 
@@ -227,7 +237,8 @@ class WorkerLoop:
             self._send_records(begin)
         while not self.channel.push_free:
             self.poller.poll()
-        self.channel.send(self._with_blocks(action.push), self.flat.integers())
+        norm = (lambda: self.staging.norm) if action.push.local_steps else None
+        self.channel.send(self._with_blocks(action.push), self.flat.integers(), norm)
         self._idle += time.perf_counter() - begin
 
     def _stop(self, action: Stop) -> None:
@@ -235,6 +246,9 @@ class WorkerLoop:
 
     def _deliver(self) -> None:
         self._save_if_marked()
+        while self.channel.membership:
+            message = self.channel.membership.pop(0)
+            self.shares.change(message.answers, present=bool(message.flags & BACK))
         message = self.poller.take()
         if message is not None:
             self.machine.arrived(message)

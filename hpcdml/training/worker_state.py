@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import time
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,10 @@ class WorkerState:
         push = self.machine.under_way(contained)
         sent = None
         if push is not None:
+            while (norm := self.staging.norm) is None:
+                time.sleep(0)
             sent = {
-                "header": dataclasses.asdict(push),
+                "header": dataclasses.asdict(push) | {"norm": norm},
                 "integers": self.channel.pushed_integers.copy(),
                 "update": [to_array(segment) for segment in self.staging.update.segments],
             }
@@ -126,7 +129,7 @@ class WorkerState:
         if self.machine.awaiting:
             self.channel.expect()
         if self._again is not None:
-            self.staging.written()
+            self.staging.written(torch.tensor(self._again[0].norm, dtype=torch.float64))
             self.channel.send(*self._again)
             self._again = None
 

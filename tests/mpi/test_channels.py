@@ -145,8 +145,7 @@ def work(world: World, flat: FlatModel, options: PolicyOptions, staging: Staging
             if isinstance(action, TakeUpdate):
                 while not channel.push_free:
                     channel.poll()
-                flat.update_into(staging.update)
-                staging.written()
+                staging.written(flat.update_into(staging.update))
                 if action.keep:
                     flat.set_base()
             elif isinstance(action, Adopt):
@@ -155,9 +154,9 @@ def work(world: World, flat: FlatModel, options: PolicyOptions, staging: Staging
                 staging.read()
             elif isinstance(action, Exchange):
                 staging.reading()
-                flat.exchange(staging.update, staging.globals, action.compensation)
+                norm = flat.exchange(staging.update, staging.globals, action.compensation)
                 staging.read()
-                staging.written()
+                staging.written(norm)
             elif isinstance(action, SendPush):
                 while not staging.pull_free:
                     pass
@@ -165,7 +164,7 @@ def work(world: World, flat: FlatModel, options: PolicyOptions, staging: Staging
                     channel.expect()
                 while not channel.push_free:
                     channel.poll()
-                channel.send(action.push, flat.integers())
+                channel.send(action.push, flat.integers(), (lambda: staging.norm) if action.push.local_steps else None)
             elif isinstance(action, Train):
                 with torch.no_grad():
                     for parameter in flat.model.parameters():

@@ -1,0 +1,67 @@
+"""Ranks that die: how the others notice it, and how one of them leaves alone.
+
+Needs an MPI with ULFM, user-level failure mitigation: Open MPI 5 under ``mpirun --with-ft ulfm``. Without it a rank that
+dies takes all with it, and nothing here is ever called for.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import TracebackType
+
+from mpi4py import MPI
+
+from hpcdml.errors import MachineError
+
+SERVER = 0
+_SWITCH = "OMPI_MCA_mpi_ft_enable"  # set by Open MPI's mpirun
+
+
+class ServerLost(MachineError):
+    """Rank 0 has died."""
+
+
+def tolerated() -> bool:
+    """Whether this job goes on when a rank dies."""
+    return os.environ.get(_SWITCH, "0") not in ("0", "false")
+
+
+def failed(comm: MPI.Intracomm) -> frozenset[int]:
+    """Ranks of ``comm`` that are known to be dead."""
+    try:
+        dead = comm.Get_failed()
+    except (MPI.Exception, NotImplementedError):
+        return frozenset()
+    everybody = comm.Get_group()
+    ranks = MPI.Group.Translate_ranks(dead, list(range(dead.Get_size())), everybody)
+    dead.Free()
+    everybody.Free()
+    return frozenset(int(rank) for rank in ranks)
+
+
+class ToServer:
+    """Within this context a failure of MPI because rank 0 has died raises ``ServerLost``."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self._comm = comm
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(value, MPI.Exception) and SERVER in failed(self._comm):
+            raise ServerLost("rank 0, the server, is lost") from value
+
+
+def leave(line: str) -> None:
+    """Say why this rank cannot go on, and end it alone. Does not return.
+
+    By a signal: a rank that exits without ``MPI_Finalize`` is not noticed by the others.
+    """
+    print(line, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
