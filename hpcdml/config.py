@@ -163,6 +163,10 @@ class RunOptions:
     min_workers: int = option(
         1, "where ranks may die (mpirun --with-ft ulfm): fewer workers than that end the run after a checkpoint"
     )
+    worker_timeout: float | None = option(
+        600.0,
+        "seconds after which the rounds go on without a worker that keeps silent, until it speaks again; none: never",
+    )
     debug: bool = option(False, "show tracebacks")
 
     @property
@@ -244,8 +248,17 @@ def check(config: TrainConfig) -> None:
         need(name, values[name] is None or values[name] >= 1, "at least 1")
     least, most = values["local_steps"] or 1, values["max_local_steps"]
     need("max_local_steps", most is None or most >= least, f"at least --local-steps, {least}")
-    positive = ("lr", "clip_norm", "epochs", "max_seconds", "checkpoint_seconds", "outer_lr", "step_seconds")
-    for name in (*positive, "data_memory_mb"):
+    positive = (
+        "lr",
+        "clip_norm",
+        "epochs",
+        "max_seconds",
+        "checkpoint_seconds",
+        "outer_lr",
+        "step_seconds",
+        "worker_timeout",
+    )
+    for name in (*positive, "data_memory_mb", "worker_timeout"):
         value = values[name]
         need(name, value is None or (math.isfinite(value) and value > 0), "a finite number above 0")
     most_norm = values["max_update_norm"]

@@ -15,6 +15,9 @@ from hpcdml.cli.ranks import launcher_rank
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
+# Open MPI 5 sleeps for a second in every rank's MPI_Init when it puts away its libfabric for one-sided communication.
+os.environ.setdefault("OMPI_MCA_btl", "^ofi")
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:

@@ -56,18 +56,18 @@ def train(folder: Path, policy: str, every: int, output: str, *more: str) -> Run
     (folder / "poison.py").write_text(MODEL)
     arguments = ["--model", "poison:model", "--model-args", f"every={every}", "--policy", policy, *ONE_STEP[policy]]
     arguments += ["--optimizer-args", "momentum=0.9", "--lr", "0.02", "--eval-seconds", "1000", "--threads", "1"]
-    done = hpcdml(3, "train", *arguments, "--output", output, *more, cwd=folder, timeout=200)
+    done = hpcdml(3, "train", *arguments, "--output", output, *more, cwd=folder, timeout=600)
     assert done.returncode == 0, done.stderr
     if every:
         assert done.stderr.count("rank 1: refused: push") == 1, done.stderr
     return RunReader(folder / output)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("policy", ONE_STEP)
 def test_one_push_in_ten_with_nan_is_refused_and_costs_no_accuracy(policy: str, tmp_path: Path) -> None:
-    well = train(tmp_path, policy, 0, "well", "--epochs", "8")
-    run = train(tmp_path, policy, 10, "poisoned", "--epochs", "8")
+    well = train(tmp_path, policy, 0, "well", "--epochs", "16")
+    run = train(tmp_path, policy, 10, "poisoned", "--epochs", "16")
     injected = len((tmp_path / "injected").read_text().split())
     pushes = run.table("pushes")
     refused = pushes[pushes["refused"] == 1]
@@ -88,12 +88,12 @@ def test_one_push_in_ten_with_nan_is_refused_and_costs_no_accuracy(policy: str, 
     taken = pushes[pushes["refused"] == 0]
     assert rounds["samples"][-1] == taken["samples"].sum() and rounds["local_steps"].sum() == taken["local_steps"].sum()
     if policy == "losp":
-        done = hpcdml(3, "replay", "poisoned", cwd=tmp_path, timeout=200)
+        done = hpcdml(3, "replay", "poisoned", cwd=tmp_path, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "all as recorded" in done.stdout, done.stdout + done.stderr
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_worker_that_gives_nothing_but_nan_is_dropped_and_the_others_finish(tmp_path: Path) -> None:
     run = train(tmp_path, "bsp", 1, "run", "--epochs", "4", "--checkpoint-rounds", "20")
     kinds = [(kind, rank) for _, rank, kind, _ in run.events()]

@@ -11,6 +11,8 @@ import pytest
 
 from launch import mpirun
 
+pytestmark = pytest.mark.timeout(450)
+
 HERE = Path(__file__).parent
 BATCH = 8
 CUT, ROUNDS = 10, 20

@@ -25,6 +25,7 @@ import torch
 
 from hpcdml.storage.checkpoint import read_checkpoint
 from hpcdml.storage.run_reader import RunReader
+from in_one_job import Said, several
 
 SECONDS = 240.0  # others may use the machine
 pytestmark = pytest.mark.timeout(SECONDS + 60)
@@ -195,8 +196,8 @@ def told(result: subprocess.CompletedProcess[str], status: int) -> str:
     return lines[0].removeprefix("hpcdml: ")
 
 
-def write_data(x: Any, y: Any, **more: Any) -> None:
-    with h5py.File("d.h5", "w") as file:
+def write_data(path: Path, x: Any, y: Any, **more: Any) -> None:
+    with h5py.File(path, "w") as file:
         for name, values in {"x": x, "y": y, **more}.items():
             if values is not None:
                 file[name] = values
@@ -240,67 +241,86 @@ def test_ranks_with_other_options(folder: Path, mpirun: Job) -> None:
 # Data
 
 X, Y = np.ones((40, 4), np.float32), np.arange(40) % 2
-FILES: list[tuple[str, dict[str, Any], str]] = [
-    ("no x", {"x": None, "y": Y}, "has no data set x, which is needed; it holds y"),
-    ("lengths", {"x": X, "y": Y[:30]}, "x has 40 rows and y has 30; must be as many"),
-    ("negative label", {"x": X, "y": Y - 1}, "y holds the label -1 in row 0; labels count from 0"),
-    ("huge label", {"x": X, "y": Y * 10**7}, "y holds the label 10000000 in row 1; must be the number of a class"),
-    ("NaN", {"x": np.where(np.arange(40)[:, None] == 7, np.nan, X), "y": Y}, "x holds nan in row 7; must hold finite"),
-    ("test part", {"x": X, "y": Y, "x_test": X[:, :3], "y_test": Y}, "x have shape (4,) and rows of x_test (3,)"),
-]
+FILES: dict[str, tuple[dict[str, Any], str]] = {
+    "no_x.h5": ({"x": None, "y": Y}, "has no data set x, which is needed; it holds y"),
+    "lengths.h5": ({"x": X, "y": Y[:30]}, "x has 40 rows and y has 30; must be as many"),
+    "negative.h5": ({"x": X, "y": Y - 1}, "y holds the label -1 in row 0; labels count from 0"),
+    "huge.h5": ({"x": X, "y": Y * 10**7}, "y holds the label 10000000 in row 1; must be the number of a class"),
+    "nan.h5": ({"x": np.where(np.arange(40)[:, None] == 7, np.nan, X), "y": Y}, "x holds nan in row 7; must hold fin"),
+    "test.h5": ({"x": X, "y": Y, "x_test": X[:, :3], "y_test": Y}, "x have shape (4,) and rows of x_test (3,)"),
+}
 
-
-@pytest.mark.parametrize(("arrays", "what"), [case[1:] for case in FILES], ids=[case[0] for case in FILES])
-def test_defect_of_a_file(folder: Path, hpcdml_job: Job, arrays: dict[str, Any], what: str) -> None:
-    write_data(**arrays)
-    line = told(train(hpcdml_job, 2, "--dataset d.h5"), 2)
-    assert line.startswith("--dataset d.h5: ") and what in line
-
-
-SETTINGS = [
-    (2, "--dataset digit", "--dataset digit: must be one of digits, iris, "),
-    (2, "--dataset no/such.h5", "--dataset no/such.h5: there is no such file in "),
-    (2, "--dataset mine:no_data", "--dataset mine:no_data: raised FileNotFoundError: no images in /nowhere"),
-    (
-        2,
-        "--dataset mine:data_of_one_rank",
-        "--dataset mine:data_of_one_rank: the number or shape of its samples differs",
+SETTINGS = {
+    "--dataset digit": "--dataset digit: must be one of digits, iris, ",
+    "--dataset no/such.h5": "--dataset no/such.h5: there is no such file in ",
+    "--dataset mine:no_data": "--dataset mine:no_data: raised FileNotFoundError: no images in /nowhere",
+    "--dataset mine:data_of_one_rank": (
+        "--dataset mine:data_of_one_rank: the number or shape of its samples differs between"
     ),
-    (3, "--dataset d.h5", "--dataset d.h5: 1 training samples cannot be shared by 2 workers; each needs at least one"),
-    (2, "--shard-weights 1,2,3", "--shard-weights [1,2,3]: must be 1 numbers, one for each worker"),
-    (2, "--slowdown 2=1.5", "--slowdown 2=1.5: must name a worker from 1 to 1"),
-    (2, "--model mlpp", "--model mlpp: must be one of mlp, "),
-    (2, "--model mine:fits_nothing", "--model mine:fits_nothing: does not fit inputs of shape 4: "),
-    (
-        2,
-        "--model mine:too_few_scores",
-        "--model mine:too_few_scores: gives 1 scores for a sample; must give one for each",
-    ),
-    (2, "--model-args widht=3", "--model-args widht=3: mine:model takes width: "),
-    (
-        3,
-        "--model mine:fails_on_one_rank",
-        "--model mine:fails_on_one_rank: raised RuntimeError: no such weights file (r",
-    ),
-    (
-        3,
-        "--model mine:shape_of_one_rank",
-        "--model mine:shape_of_one_rank: the layout of its parameters differs between",
-    ),
-    (2, "--optimizer sgd", "--optimizer sgd: did you mean SGD?"),
-    (2, "--optimizer-args momentun=1", "--optimizer-args momentun=1: SGD takes momentum, "),
-    (2, "--scheduler Step", "--scheduler Step: must be one of "),
-    (2, "--scheduler StepLR", "--scheduler-args (none): StepLR takes step_size, "),
-]
+    "--shard-weights 1,2,3": "--shard-weights [1,2,3]: must be 1 numbers, one for each worker",
+    "--slowdown 2=1.5": "--slowdown 2=1.5: must name a worker from 1 to 1",
+    "--model mlpp": "--model mlpp: must be one of mlp, ",
+    "--model mine:fits_nothing": "--model mine:fits_nothing: does not fit inputs of shape 4: ",
+    "--model mine:too_few_scores": ("--model mine:too_few_scores: gives 1 scores for a sample; must give one for each"),
+    "--model-args widht=3": "--model-args widht=3: mine:model takes width: ",
+    "--optimizer sgd": "--optimizer sgd: did you mean SGD?",
+    "--optimizer-args momentun=1": "--optimizer-args momentun=1: SGD takes momentum, ",
+    "--scheduler Step": "--scheduler Step: must be one of ",
+    "--scheduler StepLR": "--scheduler-args (none): StepLR takes step_size, ",
+}
+
+DEFAULTS = "--dataset mine:data --model mine:model --output run"
 
 
-@pytest.mark.parametrize(("ranks", "options", "line"), SETTINGS, ids=[options for _, options, _ in SETTINGS])
-def test_setting(folder: Path, hpcdml_job: Job, ranks: int, options: str, line: str) -> None:
-    write_data(X[:2], Y[:2])
-    defaults = "--dataset mine:data --model mine:model --output run"
-    found = told(train(hpcdml_job, ranks, f"{defaults} {options}"), 2)
-    assert found.startswith(line)
-    assert ("one_rank" in options) == ("rank 1" in found or "rank 2" in found)
+@pytest.fixture(scope="module")
+def refusals(_needs_mpirun: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Said]]:
+    """What two ranks said to each of these settings and files, one after the other in one job."""
+    folder = tmp_path_factory.mktemp("refusals")
+    (folder / "mine.py").write_text(FACTORIES)
+    for name, (arrays, _) in FILES.items():
+        write_data(folder / name, **arrays)
+    wanted = [*SETTINGS, *(f"--dataset {name}" for name in FILES)]
+    commands = [["train", *shlex.split(f"{DEFAULTS} {options}")] for options in wanted]
+    found = several(2, commands, folder, timeout=SECONDS)
+    assert not (folder / "run").exists()
+    return dict(zip(wanted, found, strict=True))
+
+
+def refused(found: list[Said]) -> str:
+    """The one line of one rank, where all ranks leave with status 2 and say nothing else."""
+    assert [said.status for said in found] == [2] * len(found), found
+    assert not any(said.stdout for said in found), found
+    (line,) = [line for said in found for line in said.stderr.splitlines()]
+    assert line.startswith("hpcdml: ")
+    return line.removeprefix("hpcdml: ")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_defect_of_a_file(name: str, refusals: dict[str, list[Said]]) -> None:
+    line = refused(refusals[f"--dataset {name}"])
+    assert line.startswith(f"--dataset {name}: ") and FILES[name][1] in line
+
+
+@pytest.mark.parametrize("options", SETTINGS)
+def test_setting(options: str, refusals: dict[str, list[Said]]) -> None:
+    line = refused(refusals[options])
+    assert line.startswith(SETTINGS[options])
+    assert ("one_rank" in options) == ("rank 1" in line)
+
+
+WHOLE_JOBS = {
+    "--dataset d.h5": "--dataset d.h5: 1 training samples cannot be shared by 2 workers; each needs at least one",
+    "--model mine:fails_on_one_rank": ("--model mine:fails_on_one_rank: raised RuntimeError: no such weights file (r"),
+    "--model mine:shape_of_one_rank": ("--model mine:shape_of_one_rank: the layout of its parameters differs between"),
+}
+
+
+@pytest.mark.parametrize("options", WHOLE_JOBS)
+def test_setting_ends_the_job(folder: Path, hpcdml_job: Job, options: str) -> None:
+    write_data(folder / "d.h5", X[:2], Y[:2])
+    line = told(train(hpcdml_job, 3, f"{DEFAULTS} {options}"), 2)
+    assert line.startswith(WHOLE_JOBS[options])
+    assert ("one_rank" in options) == ("rank 1" in line or "rank 2" in line)
     assert not (folder / "run").exists()
 
 

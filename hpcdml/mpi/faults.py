@@ -1,7 +1,7 @@
 """Ranks that die: how the others notice it, and how one of them leaves alone.
 
-Needs an MPI with ULFM, user-level failure mitigation: Open MPI 5 under ``mpirun --with-ft ulfm``. Without it a rank that
-dies takes all with it, and nothing here is ever called for.
+Needs an MPI with ULFM, user-level failure mitigation: Open MPI 5 under ``mpirun --with-ft ulfm``. Without it a rank
+that dies takes all with it, and nothing here is ever called for.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ def failed(comm: MPI.Intracomm) -> frozenset[int]:
     dead.Free()
     everybody.Free()
     return frozenset(int(rank) for rank in ranks)
+
+
+class NoWord(MachineError):
+    """Rank 0 has not answered for too long: it hangs, or the way to it is cut."""
 
 
 class ToServer:

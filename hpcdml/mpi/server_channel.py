@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +110,7 @@ class _Peer:
         self.sends: deque[tuple[MPI.Request, object, bool]] = deque()
         self.staged = 0
         self.dead = False
+        self.heard = -math.inf
         self._stagings = 0
 
     def start(self) -> None:
@@ -166,6 +169,7 @@ class ServerChannel:
         columns: columns of a block of step records.
 
     Attributes:
+        silent: workers that are waited for no longer.
         moved: whether the last poll completed anything, sends included: only then is there anything new to do.
     """
 
@@ -174,6 +178,7 @@ class ServerChannel:
         self.run_id = run_id
         self.layout = layout
         self.peers = {worker: _Peer(comm, worker, layout, columns) for worker in workers}
+        self.silent: Container[int] = ()
         self.moved = False
         self._events: list[Event] = []
         self._shapes = [(c.nbytes, TORCH_DTYPE[layout.segments[c.segment].wire_dtype]) for c in layout.chunks]
@@ -198,10 +203,12 @@ class ServerChannel:
         if not self.moved:
             return []
         stray: StrayMessage | None = None
+        now = time.perf_counter()
         for index in sorted(done):
             peer = self._order[index // _KINDS]
             if peer.dead:
                 continue
+            peer.heard = now
             try:
                 self._take(peer, index % _KINDS)
             except StrayMessage as error:
@@ -246,8 +253,12 @@ class ServerChannel:
 
     @property
     def drained(self) -> bool:
-        """Whether everything that was handed over has left."""
-        return not any(peer.sends for peer in self.peers.values())
+        """Whether everything that was handed over has left, but for what ``silent`` workers do not take."""
+        return not any(peer.sends for peer in self.peers.values() if peer.worker not in self.silent)
+
+    def heard(self, worker: int) -> float:
+        """When something of the worker's was last received, or sent to it: ``perf_counter`` seconds."""
+        return self.peers[worker].heard
 
     def close(self) -> None:
         """Cancel the receives that nothing will match any more and free all requests."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -199,15 +200,16 @@ def gather(world: World, value: int) -> list[int]:
     return [int(v) for v in everybody[:, 0]]
 
 
-def finish(world: World, status: int, live: Iterable[int]) -> int:
+def finish(world: World, status: int, live: Iterable[int], silent: Collection[int] = ()) -> int:
     """End together: nobody leaves before rank 0 says that the result is written.
 
     A launcher would count a rank that fails after the others have left as the only one. No collective call serves here,
-    since ranks may have died.
+    since ranks may have died. Where some are silent, all are ended by force, as ``MPI_Finalize`` would wait for them.
 
     Args:
         status: on rank 0 the exit status of the run.
         live: on rank 0 the workers that are to hear of it.
+        silent: on rank 0 the workers from which nothing comes any more.
 
     Returns:
         The status, on every rank.
@@ -215,15 +217,30 @@ def finish(world: World, status: int, live: Iterable[int]) -> int:
     Raises:
         ServerLost: rank 0 has died before.
     """
-    value = np.array([status], np.int64)
+    value = np.array([status, bool(silent)], np.int64)
     if world.is_server:
         for worker in live:
             with suppress(MPI.Exception):  # it has died meanwhile
                 wait(world.comm.Isend(value, worker, Tag.END))
-        return status
-    with faults.ToServer(world.comm):
-        wait(world.comm.Irecv(value, SERVER, Tag.END))
+    else:
+        with faults.ToServer(world.comm):
+            wait(world.comm.Irecv(value, SERVER, Tag.END))
+    if value[1]:
+        _end_by_force(world, silent)
     return int(value[0])
+
+
+def _end_by_force(world: World, silent: Iterable[int]) -> None:
+    """End all ranks with status 1 (with 0, Open MPI lets stopped ones live, and waits for them). Does not return."""
+    sys.stdout.flush()
+    if world.is_server:
+        ranks = ", ".join(map(str, sorted(silent)))
+        text = f"hpcdml: the result is written; all ranks are ended by force, as nothing comes from {ranks} any more"
+        print(text, file=sys.stderr, flush=True)
+        time.sleep(_LAUNCHER_SECONDS)
+        world.comm.Abort(1)
+    time.sleep(_PATIENCE_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def failure(world: World, error: BaseException) -> str:

@@ -102,11 +102,12 @@ class ChunkSchedule:
         self._pushes: dict[int, deque[_Track | _Refused]] = {}
         self._refused: list[_Refused] = []
         self._early: dict[int, int] = {}
+        self._out: set[int] = set()
 
     @property
     def idle(self) -> bool:
-        """Whether no round is under way, and no push."""
-        return not self._tracks and not self._refused
+        """Whether no round is under way, and no push, but for what may come from workers that were left out."""
+        return not self._tracks and all(push.worker in self._out for push in self._refused)
 
     def join(self, round_: Round, worker: int) -> None:
         """The header of a push has arrived; its chunks, if it has any, belong to ``round_``."""
@@ -130,6 +131,7 @@ class ChunkSchedule:
 
     def received(self, worker: int) -> None:
         """The next chunk of the worker's push has arrived, perhaps before the push's header was looked at."""
+        self._out.discard(worker)
         for track in self._pushes.get(worker, ()):
             if track.got[worker] < self.chunks:
                 track.got[worker] += 1
@@ -144,6 +146,36 @@ class ChunkSchedule:
         for track in self._tracks:
             if worker in track.round.members:
                 track.gone[worker] = track.cursor.get(worker, 0)
+
+    def leave_out(self, worker: int) -> None:
+        """As ``lost``, but the rest of the worker's pushes may still come, and is to be thrown away then."""
+        self._out.add(worker)
+        pushes = self._pushes.get(worker, deque())
+        left: deque[_Track | _Refused] = deque()
+        for push in pushes:
+            if isinstance(push, _Refused):
+                left.append(push)
+                continue
+            taken, got = push.cursor[worker], push.got[worker]
+            if push.alone and push.closed < taken:
+                left.append(push)  # the last one that was added still lies in its slot
+                push.got[worker] = self.chunks
+            if taken < self.chunks:
+                refused = _Refused(worker, {worker: got}, self.chunks - taken)
+                self._refused.append(refused)
+                left.append(refused)
+        self._pushes[worker] = left
+        for track in self._tracks:
+            if worker in track.round.members:
+                track.gone[worker] = track.cursor.get(worker, 0)
+
+    def coming(self, worker: int) -> bool:
+        """Whether chunks of a push of the worker have still to come."""
+        return any(push.got[worker] < self.chunks for push in self._pushes.get(worker, ()))
+
+    def answering(self, worker: int) -> bool:
+        """Whether a message to the worker has not been handed over whole."""
+        return any(worker in track.round.recipients for track in self._tracks)
 
     def operations(self, room: Callable[[Round, int], bool]) -> Iterator[Operation]:
         """Yield what can be done now, to be carried out one by one in this order.
@@ -240,5 +272,5 @@ class ChunkSchedule:
     def _forget(self, track: _Track) -> None:
         self._tracks.remove(track)
         for worker in track.cursor:
-            if worker in self._pushes:
+            if track in self._pushes.get(worker, ()):
                 self._pushes[worker].remove(track)

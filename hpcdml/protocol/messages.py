@@ -26,10 +26,10 @@ AFRESH = 4
 parameters as they are, without what it has done since."""
 
 LOST = 8
-"""Flag of a global message: the worker of rank ``answers`` is out of the run, and the others share its samples. It has no
-payload and answers nothing."""
+"""Flag of a global message: the worker of rank ``answers`` is out of the run, and the others share its samples. It has
+no payload and answers nothing."""
 BACK = 16
-"""Flag of a global message: the worker of rank ``answers`` is back in the run. It has no payload and answers nothing."""
+"""Flag of a global message: the worker of rank ``answers`` is back in the run. It has no payload, answers nothing."""
 
 _PREFIX = struct.Struct("<IHHQ")
 _PUSH = struct.Struct("<iIqqqqqqd")

@@ -127,9 +127,10 @@ class Server:
         self._last_samples = {worker: 0 for worker in self.live}
         self._final: set[int] = set()
         self._dropped: set[int] = set()
+        self._leaving: set[int] = set()
         self._held: set[int] = set()
-        # Workers that have pushed and are not answered yet; those that were left out as they kept silent; of these, those
-        # that have spoken again and wait for the open round to end; those that are to go on afresh.
+        # Workers that have pushed and are not answered yet; those that were left out as they kept silent; of these,
+        # those that have spoken again and wait for the open round to end; those that are to go on afresh.
         self._unanswered: set[int] = set()
         self.silent: set[int] = set()
         self._returning: set[int] = set()
@@ -152,9 +153,14 @@ class Server:
         return self.active - self._unanswered - self._held
 
     @property
+    def present(self) -> set[int]:
+        """Workers that take part to the end: the live ones, and those that were dropped."""
+        return self.live | self._dropped
+
+    @property
     def finished(self) -> bool:
         """Nobody is left who could push."""
-        return not self.active and not self._dropped
+        return not self.active and not self._leaving
 
     def state(self) -> dict[str, Any]:
         """What the machine knows, with no round open: right after a version was made."""
@@ -217,7 +223,7 @@ class Server:
             ProtocolError: from a worker that is unknown or has ended, or out of sequence.
         """
         worker = push.worker
-        if worker not in self.active | self._dropped | self.silent:
+        if worker not in self.active | self._leaving | self.silent:
             raise ProtocolError(f"a push from rank {worker}, which is no active worker")
         if push.sequence != self._sequence[worker] + 1:
             raise ProtocolError(f"push {push.sequence} of rank {worker} after push {self._sequence[worker]}")
@@ -225,7 +231,7 @@ class Server:
         self.clock[worker] = push.clock
         self._last_samples[worker] = push.samples
         self._afresh.discard(worker)
-        if worker in self._dropped:
+        if worker in self._leaving:
             return self._left(push)
         self._unanswered.add(worker)
         if worker in self.silent:
@@ -243,6 +249,7 @@ class Server:
         if push.local_steps and not push.flags & FINAL and self.gate.gives_up(worker):
             self.live.discard(worker)
             self._dropped.add(worker)
+            self._leaving.add(worker)
             actions += [Drop(worker), self._send({worker}, stop=True)]
         if all(w in current.pushes or w not in self.live for w in current.members):
             actions += self._seal(current)
@@ -257,8 +264,12 @@ class Server:
 
     def _left(self, push: Push) -> list[Action]:
         """The final push of a worker that was dropped or left out."""
-        self._dropped.discard(push.worker)
-        self.silent.discard(push.worker)
+        worker = push.worker
+        self._leaving.discard(worker)
+        if worker in self.silent:
+            self.silent.discard(worker)
+            self.live.add(worker)
+            self._final.add(worker)
         return self._thrown_away(push)
 
     def _thrown_away(self, push: Push) -> list[Action]:
@@ -308,6 +319,7 @@ class Server:
         self._held.discard(worker)
         self._dropped.discard(worker)
         self._returning.discard(worker)
+        self._leaving.discard(worker)
         current = self._open
         if current is not None and all(w in current.pushes or w not in self.live for w in current.members):
             return self._seal(current)

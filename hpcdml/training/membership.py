@@ -1,8 +1,9 @@
-"""Which workers are there: what the server does when one is lost."""
+"""Which workers are there: what the server does when one dies, keeps silent or comes back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from hpcdml.training.checkpoints import Checkpoints
 
 
 class Membership:
-    """Takes lost workers out of the run.
+    """Takes workers out of the run that have died or keep silent, and back in those that speak again.
 
     Args:
         machine, schedule, channel, checkpoints: the server's parts.
@@ -23,6 +24,7 @@ class Membership:
         preempt: ends the run after a checkpoint, for a reason.
         hosts: host name of every rank.
         least: fewer workers than that end the run.
+        timeout: seconds of silence after which a worker is left out; None: it is waited for without end.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Membership:
         preempt: Callable[[str], None],
         hosts: Mapping[int, str],
         least: int,
+        timeout: float | None,
     ) -> None:
         self.machine = machine
         self.schedule = schedule
@@ -46,6 +49,8 @@ class Membership:
         self.preempt = preempt
         self.hosts = hosts
         self.least = least
+        self.timeout = timeout
+        self._asked = dict.fromkeys(machine.live, time.perf_counter())
 
     def lost(self, worker: int, integers: np.ndarray) -> None:
         """A worker has died: the rounds go on without it, and the others share its samples.
@@ -54,18 +59,84 @@ class Membership:
             MachineError: no worker is left.
         """
         machine = self.machine
-        if worker not in machine.live:
+        if worker not in machine.present | machine.silent:
             return
-        ended = worker not in machine.active
+        was_out, ended = worker not in machine.live, worker not in machine.active
         self.schedule.lost(worker)
         self.checkpoints.lost(worker)
         self.carry_out(machine.lost(worker))
+        if was_out:
+            return
         count = len(machine.live)
         where = f"on {self.hosts[worker]}, at version {machine.version}"
         self.tell(worker, "lost", f"{where}; {count} {'worker is' if count == 1 else 'workers are'} left")
         if not count and not ended:
             raise MachineError(f"no worker is left; the last one was rank {worker} {where}")
-        for other in sorted(machine.active):
-            self.channel.send_header(other, machine.loss(worker), integers)
+        self._go_on_without(worker, integers)
+
+    def dropped(self, worker: int, why: str, integers: np.ndarray) -> None:
+        """The machine has told a worker to stop: the others share its samples."""
+        self.tell(worker, "dropped", why)
+        self._go_on_without(worker, integers)
+
+    def _go_on_without(self, worker: int, integers: np.ndarray) -> None:
+        self._announce(worker, integers)
+        machine = self.machine
+        count = len(machine.live)
         if count < self.least and machine.active:
             self.preempt(f"{count} workers are left, fewer than --min-workers {self.least}")
+
+    def asked(self, workers: Iterable[int]) -> None:
+        """All of a message has just been handed over for these workers: from now on it is their turn."""
+        self._asked.update(dict.fromkeys(workers, time.perf_counter()))
+
+    def check(self, integers: np.ndarray) -> bool:
+        """Leave out the workers that have been silent for too long when it was their turn; return whether any was.
+
+        Raises:
+            MachineError: no worker is left.
+        """
+        if self.timeout is None:
+            return False
+        found = False
+        now = time.perf_counter()
+        for worker in sorted(self.machine.active):
+            since = max(self.channel.heard(worker), self._asked[worker])
+            if now - since > self.timeout and self._its_turn(worker):
+                self._silent(worker, now - since, integers)
+                found = True
+        return found
+
+    def heard(self, worker: int) -> None:
+        """Something has come from a worker."""
+        if worker in self.machine.silent:
+            self.carry_out(self.machine.spoke(worker))
+
+    def back(self, worker: int, integers: np.ndarray) -> None:
+        """The machine has taken a worker in again that had been silent."""
+        count = len(self.machine.live)
+        self.tell(worker, "back", f"at version {self.machine.version}; {count} workers are in the run")
+        self._announce(worker, integers)
+
+    def _its_turn(self, worker: int) -> bool:
+        if self.schedule.coming(worker):
+            return True
+        return worker in self.machine.awaited and not self.schedule.answering(worker)
+
+    def _silent(self, worker: int, seconds: float, integers: np.ndarray) -> None:
+        machine = self.machine
+        self.schedule.leave_out(worker)
+        self.checkpoints.lost(worker)
+        self.carry_out(machine.leave_out(worker))
+        where = f"on {self.hosts[worker]}, at version {machine.version}"
+        text = f"nothing has come from it for {seconds:.1f} s (--worker-timeout {self.timeout:g}); {where}"
+        self.tell(worker, "silent", f"{text}; {len(machine.live)} workers go on")
+        if not machine.live:
+            raise MachineError(f"no worker is left; from rank {worker} {where}, {text}")
+        self._go_on_without(worker, integers)
+
+    def _announce(self, worker: int, integers: np.ndarray) -> None:
+        """Tell the others whether a worker is in the run."""
+        machine = self.machine
+        for other in sorted((machine.active | machine.silent) - {worker}):
+            self.channel.send_header(other, machine.membership(worker), integers)

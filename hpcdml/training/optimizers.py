@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from hpcdml.config import OptimizerOptions
 from hpcdml.errors import UsageError
+from hpcdml.training.lean import lean
 
 
 def make_optimizer(options: OptimizerOptions, model: nn.Module) -> torch.optim.Optimizer:
@@ -26,7 +27,7 @@ def make_optimizer(options: OptimizerOptions, model: nn.Module) -> torch.optim.O
     parameters = [p for p in model.parameters() if p.requires_grad]
     arguments = {"lr": options.lr, **options.optimizer_args}
     given = options.optimizer_args
-    return _build("--optimizer-args", given, options.optimizer, lambda: kind(parameters, **arguments), kind)
+    return _build("--optimizer-args", given, options.optimizer, lambda: lean(kind)(parameters, **arguments), kind)
 
 
 def make_scheduler(options: OptimizerOptions, optimizer: torch.optim.Optimizer) -> LRScheduler | None:

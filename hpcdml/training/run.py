@@ -160,12 +160,16 @@ def _run(
     begin = time.perf_counter() - earlier
     if isinstance(job, ServerJob):
         status = max(job.run(begin), told())
-        return finish(world, status, job.machine.live)
+        return finish(world, status, job.machine.present, job.machine.silent)
     try:
         job.run(begin)
         return finish(world, 0, ())
-    except faults.ServerLost as error:
-        raise MachineError(f"{error}{_rescued(job)}") from error
+    except (faults.ServerLost, faults.NoWord) as error:
+        failed = MachineError(f"{error}{_rescued(job)}")
+        if isinstance(error, faults.NoWord) and faults.tolerated() and about["rank0_host"] != world.host:
+            # Perhaps only this host is cut off, and the others train on.
+            faults.leave(failure(world, failed))
+        raise failed from error
     except (Exception, SystemExit) as error:
         if not faults.tolerated():
             raise

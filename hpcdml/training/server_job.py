@@ -136,6 +136,7 @@ class ServerJob:
                 self.signals,
                 {rank: self.about[f"rank{rank}_host"] for rank in range(world.size)},
                 config.run.min_workers,
+                config.run.worker_timeout,
                 self.script,
             )
             cpu = resources.cpu_seconds()

@@ -29,7 +29,7 @@ from hpcdml.protocol import server as protocol
 from hpcdml.protocol.chunks import Add, ChunkSchedule, Close, Discard, Done, Operation
 from hpcdml.protocol.messages import FINAL, LEAVE
 from hpcdml.protocol.refusal import IN_A_ROW
-from hpcdml.protocol.server import Drop, Join, Refuse, Round, Seal, Server
+from hpcdml.protocol.server import Back, Drop, Join, Refuse, Round, Seal, Server
 from hpcdml.storage.run_file import RunWriter
 from hpcdml.storage.tables import PUSHES, ROUNDS
 from hpcdml.training.aggregator import Aggregator
@@ -66,7 +66,7 @@ class ServerLoop:
         keep: whether workers that have ended leave their states behind.
         signals: which tell that the run is to end.
         hosts: host name of every rank.
-        min_workers: fewer live workers than that end the run after a checkpoint.
+        min_workers, worker_timeout: see ``Membership``.
         script: what a recorded run did, which this one repeats; None: it is a run of its own.
     """
 
@@ -86,6 +86,7 @@ class ServerLoop:
         signals: StopSignals,
         hosts: Mapping[int, str],
         min_workers: int,
+        worker_timeout: float | None,
         script: ServerScript | None = None,
     ) -> None:
         self.machine = machine
@@ -115,9 +116,18 @@ class ServerLoop:
         self._show = Every(PROGRESS_SECONDS)
         self._look = Every(LOOK_SECONDS)
         self._flusher = Background("run file")
-        self._warned: set[int] = set()
+        self._warned: set[tuple[int, str]] = set()
         self.membership = Membership(
-            machine, self.schedule, channel, checkpoints, self._carry_out, self._tell, self._preempt, hosts, min_workers
+            machine,
+            self.schedule,
+            channel,
+            checkpoints,
+            self._carry_out,
+            self._tell,
+            self._preempt,
+            hosts,
+            min_workers,
+            worker_timeout,
         )
         self.guard = Guard(lambda worker, text: self._tell(worker, "spoiled", text))
         self._operations: dict[type[Operation], Callable] = {
@@ -135,6 +145,7 @@ class ServerLoop:
             ProtocolError, StrayMessage: a worker said something that no worker may say.
         """
         self._start = start
+        self.channel.silent = self.machine.silent
         backoff = Backoff()
         self._carry_out(self.machine.resume())
         if self.script is not None and self.script.stop == 0:
@@ -176,6 +187,7 @@ class ServerLoop:
     def _take(self, event: Event) -> None:
         if isinstance(event, ChunkArrived):
             self.schedule.received(event.worker)
+            self.membership.heard(event.worker)
         elif isinstance(event, PushArrived):
             for each in [event] if self.script is None else self.script.in_turn(event):
                 self._take_push(each)
@@ -185,10 +197,11 @@ class ServerLoop:
             self._blocks[event.worker] += 1
             self.tally.add(event.rows)
             self.writer.append("steps", table_rows(event.worker, event.rows))
+            self.membership.heard(event.worker)
         elif isinstance(event, WorkerLost):
             self._blocks_due.pop(event.worker, None)
-            self._warned.discard(event.worker)
             self.membership.lost(event.worker, self.integers)
+            self._version_made()
 
     def _take_push(self, event: PushArrived) -> None:
         push = event.push
@@ -198,14 +211,19 @@ class ServerLoop:
         if push.flags & FINAL:
             self._blocks_due[push.worker] = push.records
         self._carry_out(self.machine.pushed(push))
-        if self._made is not None:
-            made, self._made = self._made, None
-            begun = self.checkpoints.consider(made, self.seconds, self.integers)
-            if begun and self.preempted is not None:
-                # Later progress is in the result, but the run goes on from here.
-                self._request_stop(self.preempted)
-            if self.script is not None:
-                self._follow(self.script)
+        self._version_made()
+
+    def _version_made(self) -> None:
+        """If a version was just made, and none of its chunks is closed yet, it may be one to keep, or the last one."""
+        if self._made is None:
+            return
+        made, self._made = self._made, None
+        begun = self.checkpoints.consider(made, self.seconds, self.integers)
+        if begun and self.preempted is not None:
+            # Later progress is in the result, but the run goes on from here.
+            self._request_stop(self.preempted)
+        if self.script is not None:
+            self._follow(self.script)
 
     def _follow(self, script: ServerScript) -> None:
         """A version was just made: stop where the recorded run did, or where it is to be repeated no further."""
@@ -225,18 +243,19 @@ class ServerLoop:
                 self.schedule.join(action.round, action.push.worker)
             elif isinstance(action, Seal):
                 self._seal(action.round)
+            elif isinstance(action, Back):
+                self.membership.back(action.worker, self.integers)
             elif isinstance(action, Refuse):
                 self._tell(action.push.worker, "refused", f"push {action.push.sequence}: {action.why}")
             elif isinstance(action, Drop):
-                self._warned.discard(action.worker)
                 text = f"{IN_A_ROW} updates in a row were refused; it is told to stop, and the others go on without it"
-                self._tell(action.worker, "dropped", text)
+                self.membership.dropped(action.worker, text, self.integers)
 
     def _tell(self, worker: int, kind: str, text: str) -> None:
-        """Note what a worker did wrong; on the screen only the first time."""
+        """Note what happened to a worker; on the screen only the first time of each kind."""
         self.writer.event(self.seconds, worker, kind, text)
-        if worker not in self._warned:
-            self._warned.add(worker)
+        if (worker, kind) not in self._warned:
+            self._warned.add((worker, kind))
             print(f"hpcdml: warning: rank {worker}: {kind}: {text}", file=sys.stderr, flush=True)
 
     def _seal(self, round_: Round) -> None:
@@ -313,6 +332,7 @@ class ServerLoop:
     def _done(self, operation: Done) -> None:
         round_ = operation.round
         now = self.seconds
+        self.membership.asked(round_.recipients)
         opened = self._opened.pop(round_, now)
         contributors = round_.contributors
         if not contributors:
@@ -332,6 +352,9 @@ class ServerLoop:
     def _look_after(self) -> None:
         """What is done now and then: stopping, checkpoints, the progress bar, handing rows to the disk's thread."""
         self.checkpoints.work(self.seconds)
+        if self.membership.check(self.integers):
+            self._version_made()
+            self._work()
         if self.signals.received is not None:
             self._preempt(f"{self.signals.received} on rank 0")
         limit, target = self.stop.max_seconds, self.stop.target_accuracy

@@ -29,6 +29,8 @@ from hpcdml.training.stop_signals import StopSignals
 from hpcdml.training.worker_loop import WorkerLoop
 from hpcdml.training.worker_state import WorkerState, contained_samples, random_state, set_random_state
 
+PATIENCE = 3.0
+"""A worker gives the server up after so many times ``--worker-timeout``: the server may be waiting for another one."""
 RESCUE_FOLDER = "rescued"
 """Folder, in that of the run, of what workers save when the server has died."""
 
@@ -101,6 +103,7 @@ class WorkerJob:
             script,
             signals,
             Shares(config, setup.data, self.state, world.rank, len(world.workers)),
+            None if config.run.worker_timeout is None else PATIENCE * config.run.worker_timeout,
         )
 
     def run(self, start: float) -> int:

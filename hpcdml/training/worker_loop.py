@@ -11,6 +11,7 @@ import torch
 
 from hpcdml.config import ProgressName
 from hpcdml.errors import HpcdmlError
+from hpcdml.mpi import faults
 from hpcdml.mpi.backoff import Backoff
 from hpcdml.mpi.tags import FINAL_STATE
 from hpcdml.mpi.worker_channel import WorkerChannel
@@ -48,6 +49,7 @@ class WorkerLoop:
         script: when a recorded run took in messages, which this one repeats; None: it is a run of its own.
         signals: which tell that the run is to end; the server learns of it from the next push.
         shares: is told which workers are out of the run, and which are back.
+        patience: for how many seconds an answer of the server is waited for; None: without end.
     """
 
     def __init__(
@@ -64,9 +66,11 @@ class WorkerLoop:
         script: WorkerScript | None,
         signals: StopSignals,
         shares: Shares,
+        patience: float | None,
     ) -> None:
         self.machine = machine
         self.shares = shares
+        self.patience = patience
         self.flat = flat
         self.channel = channel
         self.staging = staging
@@ -94,6 +98,7 @@ class WorkerLoop:
         self._start = 0.0
         # End of the last step: whatever is neither idle nor waiting for data since then counts as computing.
         self._recorded = 0.0
+        self._silence, self._listened = 0.0, 0.0
         # Time that the worker was blocked on communication since the last record: waits, copies and polls.
         self._idle = 0.0
 
@@ -102,6 +107,7 @@ class WorkerLoop:
 
         Raises:
             StrayMessage: a message of another run arrived.
+            ServerLost, NoWord: the server has died, or does not answer.
             ValueError: the model replaced a parameter or buffer that the run exchanges.
         """
         self._start = start
@@ -178,6 +184,7 @@ class WorkerLoop:
             backoff.wait()
             self.poller.poll()
             self._save_if_marked()
+            self._listen()
         self._idle += time.perf_counter() - begin
 
     def _take_update(self, action: TakeUpdate) -> None:
@@ -247,11 +254,21 @@ class WorkerLoop:
     def _deliver(self) -> None:
         self._save_if_marked()
         while self.channel.membership:
-            message = self.channel.membership.pop(0)
-            self.shares.change(message.answers, present=bool(message.flags & BACK))
+            told = self.channel.membership.pop(0)
+            self.shares.change(told.answers, present=bool(told.flags & BACK))
+        self._listen()
         message = self.poller.take()
         if message is not None:
             self.machine.arrived(message)
+
+    def _listen(self) -> None:
+        """Count how long the server has not answered."""
+        now = time.perf_counter()
+        # Not the time for which this process itself was stopped.
+        passed, self._listened = min(now - self._listened, 1.0), now
+        self._silence = self._silence + passed if self.machine.awaiting and self.poller.message is None else 0.0
+        if self.patience is not None and self._silence > self.patience:
+            raise faults.NoWord(f"rank 0, the server, has not answered for {self._silence:.0f} s")
 
     def _save_if_marked(self) -> None:
         """Save this worker's state before any later message is taken in, where the server has asked for it."""
