@@ -1,4 +1,4 @@
-# hpcdml. `make` lists the targets. PYTHON=python3.12 chooses the interpreter; EXTRAS=test,lint what is installed.
+# hpcdml. `make` lists the targets. PYTHON=python3.12 chooses the interpreter; EXTRAS=test,lint,docs what is installed.
 
 PYTHON ?= python3
 RANKS ?= 3
@@ -13,7 +13,7 @@ PIP := python -m pip install -qq --disable-pip-version-check -c constraints.txt
 OUTSIDE := $(shell printf %s "$$PATH" | tr ':' '\n' | grep -vxF '$(CURDIR)/$(BIN)' | paste -s -d: -)
 SITE_MPI := $(shell PATH='$(OUTSIDE)'; { for tool in mpirun mpiexec mpicc; do command -v $$tool; done; \
     timeout 5 sinfo >/dev/null 2>&1 && command -v srun; } | head -n 1)
-EXTRAS ?= test,lint$(if $(SITE_MPI),,$(if $(shell uname -s | grep Linux),$(comma)mpi))
+EXTRAS ?= test,lint,docs$(if $(SITE_MPI),,$(if $(shell uname -s | grep Linux),$(comma)mpi))
 comma := ,
 
 # What Open MPI 5 and 4 need for more ranks than cores, and in containers, where everybody is root. They go through the
@@ -27,7 +27,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 DEMO := hpcdml train --dataset digits --model mlp --lr 0.2 --epochs 200 --overwrite
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
@@ -40,7 +40,7 @@ demo: $(READY) ## train on real data with overlap, then without, and compare; re
 	@echo
 	@hpcdml report runs/demo --compare runs/demo-bsp
 
-test: lint ## lint, then the tests without MPI, then those under mpirun
+test: lint docs ## lint, documentation, then the tests without MPI, then those under mpirun
 	python -m pytest -m 'not mpi' --ignore=tests/mpi
 	mpirun -n 3 python -m pytest --with-mpi -m mpi -x --timeout-method=thread -p no:cacheprovider tests/mpi
 
@@ -49,9 +49,12 @@ lint: $(READY) ## style and types
 	ruff format --check .
 	mypy
 
+docs: $(READY) ## the documentation, as build/docs/index.html; a warning is an error
+	python -m sphinx -W --keep-going -q -b html docs build/docs
+
 clean: ## remove what builds, tests and the demo leave; .venv and other runs stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/demo runs/demo-bsp
-	find hpcdml tests -name __pycache__ -type d -exec rm -rf {} +
+	find hpcdml tests docs -name __pycache__ -type d -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \

@@ -92,7 +92,7 @@ def run(
     except BaseException:  # an interrupt, or pytest's own timeout
         _stop(child, mark)
         raise
-    left = _wait_for_end(mark)
+    left = wait_for_end(mark)
     if left:
         kill(mark)
         raise JobLeftProcesses(_story(f"ended and left {', '.join(left)}", command, out, err))
@@ -130,7 +130,19 @@ def processes(mark: str) -> dict[int, str]:
     return found
 
 
-def _wait_for_end(mark: str) -> list[str]:
+def ranks(mark: str) -> dict[int, int]:
+    """Process number of every rank of a job that is alive."""
+    found = {}
+    for pid in processes(mark):
+        with suppress(OSError):
+            for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                for name in (b"OMPI_COMM_WORLD_RANK=", b"PMI_RANK="):
+                    if entry.startswith(name):
+                        found[int(entry.removeprefix(name))] = pid
+    return found
+
+
+def wait_for_end(mark: str) -> list[str]:
     deadline = time.monotonic() + LEAVING_SECONDS
     while (left := processes(mark)) and time.monotonic() < deadline:
         time.sleep(0.05)

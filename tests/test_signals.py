@@ -38,22 +38,12 @@ def signalled(folder: Path, policy: str, rank: int, number: int) -> tuple[int, s
             with suppress(UsageError):
                 if len(RunReader(folder).table("rounds")):
                     break
-        (pid,) = (p for p in launch.processes(mark) if _rank(p) == rank)
-        os.kill(pid, number)
+        os.kill(launch.ranks(mark)[rank], number)
         out, err = job.communicate(timeout=60)
         return job.returncode, out + err
     finally:
         launch.kill(mark)
         job.wait()
-
-
-def _rank(pid: int) -> int | None:
-    with suppress(OSError):
-        for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-            for name in (b"OMPI_COMM_WORLD_RANK=", b"PMI_RANK="):
-                if entry.startswith(name):
-                    return int(entry.removeprefix(name))
-    return None
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the ranks' processes by /proc")

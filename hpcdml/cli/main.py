@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plot": ("curves and time line of runs as a figure: PDF, PNG, SVG", "hpcdml.cli.plot"),
     "trace": ("what every rank did when, for Perfetto and Chrome's tracing", "hpcdml.cli.trace"),
     "inspect": ("what is in a run or checkpoint, whether it is whole, how two differ", "hpcdml.cli.inspect"),
+    "doctor": ("check this installation: hpcdml doctor, or mpirun -n 3 hpcdml doctor", "hpcdml.cli.doctor"),
     "data": ("published data sets as HDF5 files: hpcdml data import --help", "hpcdml.cli.data"),
     "export": ("a checkpoint's parameters as .safetensors or .pt, and back", "hpcdml.cli.export"),
     "bench": ("measure: hpcdml bench --help lists the benchmarks", "hpcdml.cli.bench"),

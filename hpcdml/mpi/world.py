@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -27,6 +28,8 @@ _MOST_CORES = 4096
 # A failing rank waits so long for word of a lower one that fails as well: longer than an abort takes to end all ranks.
 _GRACE_SECONDS = 1.0
 _PATIENCE_SECONDS = 10.0
+# What has become of the ranks by the end.
+_WHOLE, _SOME_DIED, _SOME_HANG = range(3)
 # Time for the launcher to pass the line on before its own notice of the abort.
 _LAUNCHER_SECONDS = 0.1
 
@@ -204,7 +207,8 @@ def finish(world: World, status: int, live: Iterable[int], silent: Collection[in
     """End together: nobody leaves before rank 0 says that the result is written.
 
     A launcher would count a rank that fails after the others have left as the only one. No collective call serves here,
-    since ranks may have died. Where some are silent, all are ended by force, as ``MPI_Finalize`` would wait for them.
+    since ranks may have died; and where some have, nobody calls ``MPI_Finalize``, in which Open MPI 5 hangs then, not
+    always. Where some are silent, all are ended by force.
 
     Args:
         status: on rank 0 the exit status of the run.
@@ -217,17 +221,42 @@ def finish(world: World, status: int, live: Iterable[int], silent: Collection[in
     Raises:
         ServerLost: rank 0 has died before.
     """
-    value = np.array([status, bool(silent)], np.int64)
+    value = np.array([status, _WHOLE], np.int64)
     if world.is_server:
-        for worker in live:
-            with suppress(MPI.Exception):  # it has died meanwhile
-                wait(world.comm.Isend(value, worker, Tag.END))
+        if faults.failed(world.comm):
+            value[1] = _SOME_DIED
+        if silent:
+            value[1] = _SOME_HANG
+        _tell_end(world, value, live)
     else:
         with faults.ToServer(world.comm):
             wait(world.comm.Irecv(value, SERVER, Tag.END))
-    if value[1]:
+            wait(world.comm.Isend(value, SERVER, Tag.END))
+    if value[1] == _SOME_DIED:
+        atexit.register(_leave_mpi_as_it_is, int(value[0]))
+    if value[1] == _SOME_HANG:
         _end_by_force(world, silent)
     return int(value[0])
+
+
+def _tell_end(world: World, value: np.ndarray, live: Iterable[int]) -> None:
+    """Tell the workers, and see that they have heard of it before this rank leaves."""
+    requests = []
+    answer = np.zeros(2, np.int64)
+    for worker in live:
+        with suppress(MPI.Exception):  # it has died meanwhile
+            requests += [world.comm.Isend(value, worker, Tag.END), world.comm.Irecv(answer.copy(), worker, Tag.END)]
+    until = time.monotonic() + _PATIENCE_SECONDS
+    for request in requests:
+        with suppress(MPI.Exception):
+            while not request.Test() and time.monotonic() < until:
+                time.sleep(0.001)
+
+
+def _leave_mpi_as_it_is(status: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status or int(hasattr(sys, "last_value")))
 
 
 def send_final(world: World, arrays: Iterable[np.ndarray], workers: Iterable[int]) -> None:

@@ -1,0 +1,185 @@
+"""Ranks of real jobs that die, raise, hang and come back, under ``mpirun --with-ft ulfm``."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import launch
+from hpcdml.errors import PREEMPTED, UsageError
+from hpcdml.storage.run_reader import RunReader
+
+Job = Callable[..., subprocess.CompletedProcess[str]]
+
+OPTIONS = ["--step-seconds", "0.003", "--threads", "1", "--lr", "0.1", "--batch-size", "16"]
+
+
+def can_lose_ranks() -> bool:
+    mpirun = launch.find_mpirun()
+    if mpirun is None:
+        return False
+    told = subprocess.run([mpirun, "--version"], capture_output=True, text=True).stdout
+    return "Open MPI" in told and "Open MPI) 4" not in told
+
+
+pytestmark = [
+    pytest.mark.timeout(200),
+    pytest.mark.skipif(not can_lose_ranks(), reason="needs an mpirun that has --with-ft ulfm, as Open MPI 5 does"),
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the ranks' processes by /proc"),
+]
+
+
+class Running:
+    """A job with fault tolerance that is training."""
+
+    def __init__(self, job: subprocess.Popen[str], mark: str, folder: Path) -> None:
+        self.job, self.mark, self.folder = job, mark, folder
+
+    def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
+        os.kill(launch.ranks(self.mark)[rank], number)
+
+    def end(self) -> tuple[int, str]:
+        out, err = self.job.communicate(timeout=120)
+        return self.job.returncode, out + err
+
+
+@contextmanager
+def running(folder: Path, ranks: int, *options: str, rounds: int = 20) -> Iterator[Running]:
+    """Start a job, and wait until it has made so many rounds; at the end, nothing of it is left."""
+    mpirun = [launch.find_mpirun() or "mpirun", "--with-ft", "ulfm", "-n", str(ranks)]
+    command = [*mpirun, sys.executable, "-m", "hpcdml", "train", *OPTIONS, *options, "--output", str(folder)]
+    job, mark = launch.start(command)
+    try:
+        deadline = time.monotonic() + 100
+        made = 0
+        while made < rounds and job.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+            with suppress(UsageError):
+                made = len(RunReader(folder).table("rounds"))
+        assert made >= rounds, job.communicate(timeout=1)
+        yield Running(job, mark, folder)
+        assert not launch.wait_for_end(mark)
+    finally:
+        launch.kill(mark)
+        job.wait()
+
+
+def kinds(folder: Path) -> list[tuple[int, str]]:
+    """Rank and kind of what happened to workers."""
+    return [(rank, kind) for _, rank, kind, _ in RunReader(folder).events() if kind in ("lost", "silent", "back")]
+
+
+def accuracy(folder: Path) -> float:
+    return float(RunReader(folder).table("evaluations")["accuracy"][-1])
+
+
+@pytest.mark.parametrize("policy", ["losp", "bsp", "asp"])
+def test_two_of_four_workers_die_and_the_others_finish(policy: str, tmp_path: Path) -> None:
+    with running(tmp_path, 5, "--policy", policy, "--epochs", "60") as run:
+        for rank in random.sample(range(1, 5), 2):
+            time.sleep(random.uniform(0.0, 0.5))
+            run.kill(rank)
+        status, out = run.end()
+    assert status == 0, out
+    assert len({rank for rank, kind in kinds(tmp_path) if kind == "lost"}) == 2, out
+    assert "lost: on" in out
+    run = RunReader(tmp_path)
+    assert run.finished and accuracy(tmp_path) > 0.95
+    # The samples of the dead are trained on by the others, to the same number in all.
+    assert int(run.table("rounds")["samples"][-1]) >= 60 * 1437 - 500
+
+
+@pytest.mark.parametrize("policy", ["losp", "bsp", "ssp"])
+def test_a_worker_that_hangs_is_left_out_and_let_back_in(policy: str, tmp_path: Path) -> None:
+    options = ["--policy", policy, "--worker-timeout", "1", "--max-samples", "10000000", "--max-seconds", "9"]
+    with running(tmp_path, 4, *options) as run:
+        run.kill(2, signal.SIGSTOP)
+        time.sleep(3)
+        run.kill(2, signal.SIGCONT)
+        status, out = run.end()
+    assert status == 0, out
+    assert kinds(tmp_path) == [(2, "silent"), (2, "back")], out
+    times = [seconds for seconds, _, kind, _ in RunReader(tmp_path).events() if kind in ("silent", "back")]
+    rounds = RunReader(tmp_path).table("rounds")
+    meanwhile = rounds[(rounds["time"] > times[0]) & (rounds["time"] < times[1])]
+    assert len(meanwhile) > 20 and accuracy(tmp_path) > 0.9
+    # The worker pushes again, with the others.
+    pushes = RunReader(tmp_path).table("pushes")
+    assert (pushes["time"][pushes["worker"] == 2] > times[1]).sum() > 20
+
+
+def test_a_worker_that_hangs_for_good_is_ended_with_the_others(tmp_path: Path) -> None:
+    options = ["--policy", "losp", "--worker-timeout", "1", "--max-samples", "10000000", "--max-seconds", "6"]
+    with running(tmp_path, 4, *options) as run:
+        run.kill(3, signal.SIGSTOP)
+        status, out = run.end()
+    assert status == 1 and "nothing comes from 3 any more" in out, out
+    assert RunReader(tmp_path).finished and RunReader(tmp_path).parameters() is not None
+
+
+def test_too_few_workers_end_the_run_after_a_checkpoint(hpcdml_job: Job, tmp_path: Path) -> None:
+    options = ["--policy", "osp", "--min-workers", "3", "--epochs", "5000"]
+    with running(tmp_path, 4, *options) as run:
+        run.kill(1)
+        status, out = run.end()
+    assert status == PREEMPTED, out
+    assert "lost: on" in out and kinds(tmp_path) == [(1, "lost")]
+    done = hpcdml_job(3, "resume", tmp_path, "--max-samples", "30000", "--epochs", "none")
+    assert done.returncode == 0 and "2 workers" not in done.stderr, done.stderr
+    assert RunReader(tmp_path).finished
+
+
+def test_a_server_that_dies_ends_all_and_the_run_goes_on(hpcdml_job: Job, tmp_path: Path) -> None:
+    options = ["--policy", "losp", "--epochs", "5000", "--checkpoint-rounds", "10"]
+    with running(tmp_path, 3, *options, rounds=60) as run:
+        begin = time.monotonic()
+        run.kill(0)
+        status, out = run.end()
+        took = time.monotonic() - begin
+    assert status == 1 and "rank 0, the server, is lost; this worker's model is in" in out, out
+    assert took < 60
+    assert sorted(p.name for p in (tmp_path / "rescued").iterdir())
+    done = hpcdml_job(3, "resume", tmp_path, "--max-samples", "20000", "--epochs", "none")
+    assert done.returncode == 0 and RunReader(tmp_path).finished, done.stderr
+
+
+MODEL = """
+import torch
+from torch import nn
+
+class Model(nn.Sequential):
+    def __init__(self, rank=0):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+        self.steps = 0
+
+    def forward(self, x):
+        import os
+        self.steps += self.training
+        if self.steps == 40 and os.environ["OMPI_COMM_WORLD_RANK"] == "2":
+            raise RuntimeError("no more of this")
+        return super().forward(x)
+
+def build(**kwargs):
+    return Model()
+"""
+
+
+def test_a_worker_that_raises_leaves_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MODEL)
+    with running(tmp_path / "run", 4, "--model", f"{tmp_path / 'mine.py'}:build", "--epochs", "20", rounds=1) as run:
+        status, out = run.end()
+    assert status == 0, out
+    assert kinds(tmp_path / "run") == [(2, "lost")]
+    assert "rank 2 on" in out and "RuntimeError: no more of this" in out
+    finals = RunReader(tmp_path / "run").parameters()
+    assert finals is not None and all(np.isfinite(values).all() for values in finals.values())
