@@ -28,7 +28,7 @@ SECONDS = 600.0  # for a page; others may use the machine
 CAPS = {"train": 3000, "resume": 5000}
 AS_IT_STANDS = "docs/tutorial.md"
 """The page whose jobs keep their ranks."""
-NOT_RUN = 14
+NOT_RUN = 21
 """Blocks that carry a reason for not being run. Whoever adds one changes this number, and knows it."""
 
 ALL = [block for page in pages.pages() for block in pages.blocks(page)]
