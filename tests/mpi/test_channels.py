@@ -214,7 +214,8 @@ def test_every_step_reaches_the_server_once(world: World, policy: str, chunk_byt
             "direct": lambda: DirectStaging(flat.layout, flat.device, queue),
         }[memory]()
         work(world, flat, options, staging)
-        assert not queue.waiting and (queue.done > 0) == (memory == "staged")
+        # Where MPI reads the device's memory, only the norms of the updates go through the queue.
+        assert not queue.waiting and (queue.done > 0) == (memory != "host")
     steps = gather(world, server.samples if world.is_server else 0)
     assert steps[0] >= 60
 
