@@ -84,7 +84,7 @@ def accuracy(folder: Path) -> float:
 
 
 @pytest.mark.parametrize("policy", ["losp", "bsp", "asp"])
-def test_two_of_four_workers_die_and_the_others_finish(policy: str, tmp_path: Path) -> None:
+def test_two_of_four_workers_die_and_the_others_finish(policy: str, hpcdml_job: Job, tmp_path: Path) -> None:
     with running(tmp_path, 5, "--policy", policy, "--epochs", "60") as run:
         for rank in random.sample(range(1, 5), 2):
             time.sleep(random.uniform(0.0, 0.5))
@@ -93,10 +93,15 @@ def test_two_of_four_workers_die_and_the_others_finish(policy: str, tmp_path: Pa
     assert status == 0, out
     assert len({rank for rank, kind in kinds(tmp_path) if kind == "lost"}) == 2, out
     assert "lost: on" in out
-    run = RunReader(tmp_path)
-    assert run.finished and accuracy(tmp_path) > 0.95
+    reader = RunReader(tmp_path)
+    assert reader.finished and accuracy(tmp_path) > 0.95
     # The samples of the dead are trained on by the others, to the same number in all.
-    assert int(run.table("rounds")["samples"][-1]) >= 60 * 1437 - 500
+    assert int(reader.table("rounds")["samples"][-1]) >= 60 * 1437 - 500
+    if policy == "losp":
+        done = hpcdml_job(5, "replay", tmp_path)
+        until = done.stderr.split("--until ")[-1].split()[0]
+        assert done.returncode == 2 and "it is a run without worker" in done.stderr
+        assert hpcdml_job(5, "replay", tmp_path, "--until", until).returncode == 0
 
 
 @pytest.mark.parametrize("policy", ["losp", "bsp", "ssp"])

@@ -7,7 +7,8 @@ import pytest
 from hpcdml.config import PolicyOptions
 from hpcdml.protocol.messages import FINAL, Global
 from hpcdml.protocol.policies import make_policy
-from hpcdml.protocol.server import Join, Seal, Server
+from hpcdml.protocol.rounds import Join, Seal
+from hpcdml.protocol.server import Server
 from hpcdml.protocol.worker import SendPush, Stop, TakeUpdate, Train, Wait, Worker
 
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from hpcdml.config import POLICIES, PolicyOptions
 from hpcdml.protocol.messages import Global, Push
 from hpcdml.protocol.policies import make_policy
-from hpcdml.protocol.server import Seal, Server
+from hpcdml.protocol.rounds import Seal
+from hpcdml.protocol.server import Server
 from hpcdml.protocol.worker import Adopt, Exchange, SendPush, Stop, TakeUpdate, Train, Wait, Worker
 
 Token = tuple[int, int]

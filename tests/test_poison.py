@@ -14,7 +14,7 @@ from hpcdml.observability.report import format_report
 from hpcdml.observability.summary import summarise
 from hpcdml.parameters import FlatModel, WireVector
 from hpcdml.protocol.messages import Push
-from hpcdml.protocol.server import Round
+from hpcdml.protocol.rounds import Round
 from hpcdml.storage.run_reader import RunReader
 from hpcdml.training.aggregator import Aggregator
 from hpcdml.training.blank import BlankState

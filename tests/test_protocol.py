@@ -13,7 +13,8 @@ from hpcdml.config import POLICIES, PolicyOptions
 from hpcdml.protocol.chunks import Add, ChunkSchedule, Close, Done
 from hpcdml.protocol.messages import FINAL, HEADER_BYTES, STOP, Global, Push, StrayMessage
 from hpcdml.protocol.policies import Losp, make_policy
-from hpcdml.protocol.server import ProtocolError, Round, Server
+from hpcdml.protocol.rounds import Round
+from hpcdml.protocol.server import ProtocolError, Server
 from hpcdml.protocol.worker import Worker
 from hpcdml.simulation import Cluster, Network, Report
 

@@ -15,7 +15,8 @@ from hpcdml.protocol.chunks import ChunkSchedule, Discard, Operation
 from hpcdml.protocol.messages import AFRESH, FINAL, STOP, Global, Push
 from hpcdml.protocol.policies import Policy, make_policy
 from hpcdml.protocol.refusal import IN_A_ROW, LEAST, RECENT, Gate
-from hpcdml.protocol.server import Drop, Refuse, Round, Seal, Server
+from hpcdml.protocol.rounds import Drop, Refuse, Round, Seal
+from hpcdml.protocol.server import Server
 from hpcdml.protocol.worker import Adopt, Forget, SendPush, Stop, Train, Worker
 from hpcdml.simulation import Cluster, Network
 

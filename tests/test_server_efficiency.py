@@ -15,7 +15,7 @@ from hpcdml.observability.resources import EVENT, Resources, peak_bytes
 from hpcdml.parameters import FlatModel
 from hpcdml.protocol.chunks import Add, ChunkSchedule, Close, Done, Operation
 from hpcdml.protocol.messages import Push
-from hpcdml.protocol.server import Round
+from hpcdml.protocol.rounds import Round
 from hpcdml.training.aggregator import Aggregator
 from hpcdml.training.outer import OuterSgd
 

@@ -24,7 +24,8 @@ from hpcdml.observability.progress import Progress
 from hpcdml.parameters import FlatModel, Layout, WireVector
 from hpcdml.protocol.messages import FINAL, Global, Push
 from hpcdml.protocol.policies import make_policy
-from hpcdml.protocol.server import Round, Server
+from hpcdml.protocol.rounds import Round
+from hpcdml.protocol.server import Server
 from hpcdml.storage.run_file import RunWriter
 from hpcdml.training.aggregator import Aggregator
 from hpcdml.training.checkpoints import Checkpoints

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from hpcdml.protocol.server import Round
+from hpcdml.protocol.rounds import Round
 
 # Named tuples, as they are made for every chunk and are the quickest to make.
 

@@ -17,8 +17,9 @@ import numpy as np
 from hpcdml.protocol.chunks import Add, ChunkSchedule, Close, Discard
 from hpcdml.protocol.messages import Global, Push
 from hpcdml.protocol.policies import Policy
-from hpcdml.protocol.server import Action as ServerAction
-from hpcdml.protocol.server import Drop, Join, Refuse, Round, Seal, Server
+from hpcdml.protocol.rounds import Action as ServerAction
+from hpcdml.protocol.rounds import Drop, Join, Refuse, Round, Seal
+from hpcdml.protocol.server import Server
 from hpcdml.protocol.worker import Adopt, Exchange, SendPush, Stop, TakeUpdate, Train, Wait, Worker
 
 StepSeconds = Callable[[int, int], float]

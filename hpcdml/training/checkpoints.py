@@ -22,7 +22,8 @@ from hpcdml.errors import HpcdmlError, MachineError
 from hpcdml.mpi.server_channel import ServerChannel, StateArrived
 from hpcdml.mpi.tags import FINAL_STATE
 from hpcdml.parameters import FlatModel, Layout, WireVector
-from hpcdml.protocol.server import Round, Server
+from hpcdml.protocol.rounds import Round
+from hpcdml.protocol.server import Server
 from hpcdml.storage.checkpoint import Checkpoint
 from hpcdml.storage.checkpoint_folder import need_room, write_checkpoint
 from hpcdml.storage.image import unpack

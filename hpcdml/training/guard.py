@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from hpcdml.protocol.server import Round
+from hpcdml.protocol.rounds import Round
 
 
 def finite(values: torch.Tensor) -> bool:

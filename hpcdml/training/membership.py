@@ -10,7 +10,8 @@ import numpy as np
 from hpcdml.errors import MachineError
 from hpcdml.mpi.server_channel import ServerChannel
 from hpcdml.protocol.chunks import ChunkSchedule
-from hpcdml.protocol.server import Action, Server
+from hpcdml.protocol.rounds import Action
+from hpcdml.protocol.server import Server
 from hpcdml.training.checkpoints import Checkpoints
 
 

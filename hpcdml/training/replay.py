@@ -126,11 +126,9 @@ def read_scripts(run: RunReader, collective: bool, until: int | None) -> Scripts
     # A killed run has pushes of which the steps were not reported yet.
     known = {rank: _unbroken(taken[rank]) for rank in ranks}
     last = _explained(pushes, rounds, known, run.finished)
-    began_anew = [version for kind, version in _restarts(run) if kind == "restarted"]
-    if began_anew and (until or last) > began_anew[0]:
-        raise UsageError(
-            f"{run.path}: from version {began_anew[0]} on it is a run whose workers began anew; --until {began_anew[0]}"
-        )
+    other = _no_further(run, rounds)
+    if other and (until or last) > other[0]:
+        raise UsageError(f"{run.path}: from version {other[0]} on {other[1]}; --until {other[0]}")
     if until is not None and not 1 <= until <= last:
         raise UsageError(f"--until {until}: must be from 1 to {last}, the last version that the record explains")
     if last < 1:
@@ -187,13 +185,17 @@ def _of(rows: np.ndarray, rank: int) -> np.ndarray:
     return rows[rows["worker"] == rank]
 
 
-def _restarts(run: RunReader) -> list[tuple[str, int]]:
-    found = []
-    for _, _, kind, text in run.events():
+def _no_further(run: RunReader, rounds: np.ndarray) -> tuple[int, str] | None:
+    """The version from which on a run did what the record does not explain, and what that was."""
+    for seconds, rank, kind, text in run.events():
         version = re.search(r"version (\d+)", text)
-        if kind in ("resumed", "restarted") and version:
-            found.append((kind, int(version.group(1))))
-    return found
+        if kind == "restarted" and version:
+            return int(version.group(1)), "it is a run whose workers began anew"
+        if kind in ("lost", "silent", "dropped"):
+            # Rounds that were not complete then may lack a part of its update, and nothing tells which.
+            whole = rounds["round"][rounds["time"] < seconds]
+            return int(whole.max(initial=0)), f"it is a run without worker {rank}"
+    return None
 
 
 @dataclass(frozen=True)

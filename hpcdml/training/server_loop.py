@@ -25,11 +25,11 @@ from hpcdml.mpi.server_channel import (
     WorkerLost,
 )
 from hpcdml.observability.progress import Progress
-from hpcdml.protocol import server as protocol
 from hpcdml.protocol.chunks import Add, ChunkSchedule, Close, Discard, Done, Operation
 from hpcdml.protocol.messages import FINAL, LEAVE
 from hpcdml.protocol.refusal import IN_A_ROW
-from hpcdml.protocol.server import Back, Drop, Join, Refuse, Round, Seal, Server
+from hpcdml.protocol.rounds import Action, Back, Drop, Join, Refuse, Round, Seal
+from hpcdml.protocol.server import Server
 from hpcdml.storage.run_file import RunWriter
 from hpcdml.storage.tables import PUSHES, ROUNDS
 from hpcdml.training.aggregator import Aggregator
@@ -236,7 +236,7 @@ class ServerLoop:
             for event in script.rest():
                 self._take_push(event)
 
-    def _carry_out(self, actions: list[protocol.Action]) -> None:
+    def _carry_out(self, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, Join):
                 self._opened.setdefault(action.round, self.seconds)

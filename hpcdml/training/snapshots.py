@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hpcdml.parameters import FlatModel, WireVector
-from hpcdml.protocol.server import Round
+from hpcdml.protocol.rounds import Round
 from hpcdml.training.background import Background, Every
 
 

@@ -21,7 +21,8 @@ from hpcdml.parameters import FlatModel, WireVector
 from hpcdml.protocol.chunks import Add, ChunkSchedule, Close
 from hpcdml.protocol.messages import MARK, Global, Push, StrayMessage
 from hpcdml.protocol.policies import make_policy
-from hpcdml.protocol.server import Join, Server
+from hpcdml.protocol.rounds import Join
+from hpcdml.protocol.server import Server
 from hpcdml.protocol.worker import Adopt, Exchange, SendPush, TakeUpdate, Train, Wait, Worker
 from hpcdml.training.aggregator import Aggregator
 from hpcdml.training.outer import OuterSgd
