@@ -58,6 +58,8 @@ class Server:
         self.silent: set[int] = set()
         self._returning: set[int] = set()
         self._afresh: set[int] = set()
+        # Local steps that a worker which was away is spared: nobody is to wait for it to catch up.
+        self._lead: dict[int, int] = {}
         self._open: Round | None = None
 
     @property
@@ -94,6 +96,7 @@ class Server:
             "sequence": dict(self._sequence),
             "last_samples": dict(self._last_samples),
             "held": sorted(self._held),
+            "lead": dict(self._lead),
             "gate": self.gate.state(),
         }
 
@@ -114,6 +117,7 @@ class Server:
         for worker in self.live - known:
             self.clock[worker] = slowest
         self._held = {int(worker) for worker in state["held"]} & self.live
+        self._lead = {int(worker): int(value) for worker, value in state["lead"].items()}
         self.gate.restore(state["gate"])
 
     def restart(self, state: dict[str, Any]) -> None:
@@ -231,6 +235,9 @@ class Server:
 
     def _take_back(self) -> set[int]:
         back, self._returning = self._returning, set()
+        slowest = self._slowest()
+        for worker in back:
+            self._lead[worker] = max(self._lead.get(worker, 0), slowest - self.clock[worker])
         self.silent -= back
         self.live |= back
         self._afresh |= back
@@ -327,7 +334,10 @@ class Server:
         return worker in self._afresh or self.gate.refused_last(worker)
 
     def _may_answer(self, worker: int) -> bool:
-        return self.stopping or self.policy.answers(self.clock[worker], self._slowest())
+        return self.stopping or self.policy.answers(self._progress(worker), self._slowest())
 
     def _slowest(self) -> int:
-        return min((self.clock[w] for w in self.active), default=0)
+        return min((self._progress(w) for w in self.active), default=0)
+
+    def _progress(self, worker: int) -> int:
+        return self.clock[worker] + self._lead.get(worker, 0)
