@@ -163,6 +163,9 @@ class RunOptions:
     min_workers: int = option(
         1, "where ranks may die (mpirun --with-ft ulfm): fewer workers than that end the run after a checkpoint"
     )
+    respawn: int = option(
+        0, "where ranks may die: start new processes in the places of so many dead workers, which join the run"
+    )
     worker_timeout: float | None = option(
         600.0,
         "seconds after which the rounds go on without a worker that keeps silent, until it speaks again; none: never",
@@ -263,7 +266,7 @@ def check(config: TrainConfig) -> None:
         need(name, value is None or (math.isfinite(value) and value > 0), "a finite number above 0")
     most_norm = values["max_update_norm"]
     need("max_update_norm", most_norm is None or (math.isfinite(most_norm) and most_norm > 1), "a number above 1")
-    for name in ("staleness", "poll_us", "seed"):
+    for name in ("staleness", "poll_us", "seed", "respawn"):
         need(name, values[name] >= 0, "0 or more")
     need("eval_seconds", math.isfinite(values["eval_seconds"]) and values["eval_seconds"] >= 0, "0 or more")
     signal_numbers(values["signals"])

@@ -158,6 +158,25 @@ def test_a_server_that_dies_ends_all_and_the_run_goes_on(hpcdml_job: Job, tmp_pa
     assert done.returncode == 0 and RunReader(tmp_path).finished, done.stderr
 
 
+@pytest.mark.parametrize("policy", ["losp", "bsp"])
+def test_a_new_process_takes_the_place_of_a_worker_that_died(policy: str, hpcdml_job: Job, tmp_path: Path) -> None:
+    options = ["--policy", policy, "--respawn", "1", "--max-samples", "10000000", "--max-seconds", "20"]
+    with running(tmp_path, 4, *options) as run:
+        run.kill(2)
+        status, out = run.end()
+    assert status == 0, out
+    assert kinds(tmp_path) == [(2, "lost"), (2, "back")], out
+    back = [seconds for seconds, _, kind, _ in RunReader(tmp_path).events() if kind == "back"]
+    run_ = RunReader(tmp_path)
+    pushes, steps = run_.table("pushes"), run_.table("steps")
+    assert (pushes["time"][pushes["worker"] == 2] > back[0]).sum() > 20
+    # It counts its steps and pushes on from those of the one that died.
+    mine = steps["step"][steps["worker"] == 2]
+    assert len(mine) == len(np.unique(mine)) and len(mine) > 40
+    assert accuracy(tmp_path) > 0.9
+    assert hpcdml_job(1, "inspect", tmp_path / "run.h5").returncode == 0
+
+
 MODEL = """
 import torch
 from torch import nn

@@ -19,7 +19,8 @@ import torch
 
 from hpcdml.benchmarks.payload import build
 from hpcdml.config import PolicyOptions, RunOptions, StopOptions
-from hpcdml.mpi.server_channel import ChunkArrived, Event, PushArrived, ServerChannel
+from hpcdml.mpi.events import ChunkArrived, Event, PushArrived
+from hpcdml.mpi.server_channel import ServerChannel
 from hpcdml.observability.progress import Progress
 from hpcdml.parameters import FlatModel, Layout, WireVector
 from hpcdml.protocol.messages import FINAL, Global, Push

@@ -28,7 +28,7 @@ def tolerated() -> bool:
     return os.environ.get(_SWITCH, "0") not in ("0", "false")
 
 
-def failed(comm: MPI.Intracomm) -> frozenset[int]:
+def failed(comm: MPI.Comm) -> frozenset[int]:
     """Ranks of ``comm`` that are known to be dead."""
     try:
         dead = comm.Get_failed()
@@ -45,10 +45,15 @@ class NoWord(MachineError):
     """Rank 0 has not answered for too long: it hangs, or the way to it is cut."""
 
 
+def is_death(error: MPI.Exception) -> bool:
+    """Whether MPI failed because the process at the other end has died."""
+    return error.Get_error_class() in (MPI.ERR_PROC_FAILED, MPI.ERR_REVOKED)
+
+
 class ToServer:
     """Within this context a failure of MPI because rank 0 has died raises ``ServerLost``."""
 
-    def __init__(self, comm: MPI.Intracomm) -> None:
+    def __init__(self, comm: MPI.Comm) -> None:
         self._comm = comm
 
     def __enter__(self) -> None:
@@ -57,7 +62,9 @@ class ToServer:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(value, MPI.Exception) and SERVER in failed(self._comm):
+        if not isinstance(value, MPI.Exception):
+            return
+        if is_death(value) if self._comm.Is_inter() else SERVER in failed(self._comm):
             raise ServerLost("rank 0, the server, is lost") from value
 
 

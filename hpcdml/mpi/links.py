@@ -80,7 +80,7 @@ def measure(world: World, workers: Sequence[int], seconds: float) -> list[Speed]
     return found
 
 
-def _exchange(comm: MPI.Intracomm, peer: int, size: int) -> float:
+def _exchange(comm: MPI.Comm, peer: int, size: int) -> float:
     """Send and receive so many bytes at once; returns the seconds until all had been received."""
     sent, got = np.zeros(size, np.uint8), np.empty(size, np.uint8)
     parts = [slice(start, start + _PIECE) for start in range(0, size, _PIECE)]

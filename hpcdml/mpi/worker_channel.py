@@ -51,7 +51,7 @@ class WorkerChannel:
 
     def __init__(
         self,
-        comm: MPI.Intracomm,
+        comm: MPI.Comm,
         run_id: int,
         pull: WireVector,
         push: WireVector,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -47,7 +49,7 @@ class World:
         run_id: a random number that every message of the run carries.
     """
 
-    comm: MPI.Intracomm
+    comm: MPI.Comm
     rank: int
     size: int
     local_worker: int
@@ -142,9 +144,10 @@ def same_everywhere(world: World, digest: bytes, what: str) -> None:
 def differs(world: World, digest: bytes) -> int | None:
     """The first rank whose digest differs from the server's, on every rank; None: they are equal."""
     mine = np.frombuffer(digest, np.uint8).copy()
-    everybody = np.zeros((world.size, len(mine)), np.uint8)
+    ranks = world.comm.Get_size()  # one, in a process that joins later
+    everybody = np.zeros((ranks, len(mine)), np.uint8)
     wait(world.comm.Iallgather(mine, everybody))
-    return next((rank for rank in world.workers if not np.array_equal(everybody[rank], everybody[SERVER])), None)
+    return next((rank for rank in range(1, ranks) if not np.array_equal(everybody[rank], everybody[SERVER])), None)
 
 
 def broadcast(world: World, arrays: Iterable[np.ndarray]) -> None:
@@ -198,12 +201,18 @@ def hosts(world: World) -> list[str]:
 
 def gather(world: World, value: int) -> list[int]:
     """The integer of every rank, in rank order."""
-    everybody = np.zeros((world.size, 1), np.int64)
+    everybody = np.zeros((world.comm.Get_size(), 1), np.int64)
     wait(world.comm.Iallgather(np.array([value], np.int64), everybody))
     return [int(v) for v in everybody[:, 0]]
 
 
-def finish(world: World, status: int, live: Iterable[int], silent: Collection[int] = ()) -> int:
+def finish(
+    world: World,
+    status: int,
+    live: Iterable[int],
+    silent: Collection[int] = (),
+    joined: Mapping[int, MPI.Comm] | None = None,
+) -> int:
     """End together: nobody leaves before rank 0 says that the result is written.
 
     A launcher would count a rank that fails after the others have left as the only one. No collective call serves here,
@@ -214,6 +223,7 @@ def finish(world: World, status: int, live: Iterable[int], silent: Collection[in
         status: on rank 0 the exit status of the run.
         live: on rank 0 the workers that are to hear of it.
         silent: on rank 0 the workers from which nothing comes any more.
+        joined: on rank 0 the way to workers that have joined since the start.
 
     Returns:
         The status, on every rank.
@@ -223,29 +233,37 @@ def finish(world: World, status: int, live: Iterable[int], silent: Collection[in
     """
     value = np.array([status, _WHOLE], np.int64)
     if world.is_server:
-        if faults.failed(world.comm):
+        if faults.failed(world.comm) or joined:
             value[1] = _SOME_DIED
         if silent:
             value[1] = _SOME_HANG
-        _tell_end(world, value, live)
+        ways = {worker: (world.comm, worker) for worker in live}
+        _tell_end(value, [(joined[w], 0) if joined and w in joined else way for w, way in ways.items()])
     else:
         with faults.ToServer(world.comm):
             wait(world.comm.Irecv(value, SERVER, Tag.END))
             wait(world.comm.Isend(value, SERVER, Tag.END))
     if value[1] == _SOME_DIED:
-        atexit.register(_leave_mpi_as_it_is, int(value[0]))
+        leave = functools.partial(_leave_mpi_as_it_is, int(value[0]))
+        if world.comm.Is_inter():
+            # Of a process that was started later, the launcher wants it; should it hang, it is cut short.
+            watch = threading.Timer(_PATIENCE_SECONDS, leave)
+            watch.daemon = True
+            watch.start()
+        else:
+            atexit.register(leave)
     if value[1] == _SOME_HANG:
         _end_by_force(world, silent)
     return int(value[0])
 
 
-def _tell_end(world: World, value: np.ndarray, live: Iterable[int]) -> None:
+def _tell_end(value: np.ndarray, ways: Iterable[tuple[MPI.Comm, int]]) -> None:
     """Tell the workers, and see that they have heard of it before this rank leaves."""
     requests = []
     answer = np.zeros(2, np.int64)
-    for worker in live:
+    for comm, rank in ways:
         with suppress(MPI.Exception):  # it has died meanwhile
-            requests += [world.comm.Isend(value, worker, Tag.END), world.comm.Irecv(answer.copy(), worker, Tag.END)]
+            requests += [comm.Isend(value, rank, Tag.END), comm.Irecv(answer.copy(), rank, Tag.END)]
     until = time.monotonic() + _PATIENCE_SECONDS
     for request in requests:
         with suppress(MPI.Exception):

@@ -53,10 +53,12 @@ class Server:
         self._leaving: set[int] = set()
         self._held: set[int] = set()
         # Workers that have pushed and are not answered yet; those that were left out as they kept silent; of these,
-        # those that have spoken again and wait for the open round to end; those that are to go on afresh.
+        # those that have spoken again and wait for the open round to end; new ones in the places of lost ones, which
+        # have not spoken yet; those that are to go on afresh.
         self._unanswered: set[int] = set()
         self.silent: set[int] = set()
         self._returning: set[int] = set()
+        self.joining: set[int] = set()
         self._afresh: set[int] = set()
         # Local steps that a worker which was away is spared: nobody is to wait for it to catch up.
         self._lead: dict[int, int] = {}
@@ -85,7 +87,7 @@ class Server:
     @property
     def finished(self) -> bool:
         """Nobody is left who could push."""
-        return not self.active and not self._leaving
+        return not self.active and not self._leaving and not self.joining
 
     def state(self) -> dict[str, Any]:
         """What the machine knows, with no round open: right after a version was made."""
@@ -150,7 +152,7 @@ class Server:
             ProtocolError: from a worker that is unknown or has ended, or out of sequence.
         """
         worker = push.worker
-        if worker not in self.active | self._leaving | self.silent:
+        if worker not in self.active | self._leaving | self.silent | self.joining:
             raise ProtocolError(f"a push from rank {worker}, which is no active worker")
         if push.sequence != self._sequence[worker] + 1:
             raise ProtocolError(f"push {push.sequence} of rank {worker} after push {self._sequence[worker]}")
@@ -161,6 +163,10 @@ class Server:
         if worker in self._leaving:
             return self._left(push)
         self._unanswered.add(worker)
+        if worker in self.joining:
+            # From here on as one that was away.
+            self.joining.discard(worker)
+            self.silent.add(worker)
         if worker in self.silent:
             return self._spoke_again(push)
         if self.policy.collective:
@@ -209,8 +215,19 @@ class Server:
         self._finish(message, set())
         return [Join(message, push), Seal(message)]
 
+    def join(self, worker: int) -> None:
+        """A new process takes the place of a worker that is lost: at its first push it begins at the present version.
+
+        Its pushes and local steps are counted on from those of the lost one.
+        """
+        self.joining.add(worker)
+        self._unanswered.discard(worker)
+        self._final.discard(worker)
+        self.gate.forgive()
+
     def leave_out(self, worker: int) -> list[Action]:
         """A worker has kept silent for too long: the rounds go on without it, until it speaks again."""
+        self.joining.discard(worker)
         self.silent.add(worker)
         return self._without(worker)
 
@@ -246,6 +263,7 @@ class Server:
     def lost(self, worker: int) -> list[Action]:
         """A worker is gone; the rounds go on without it."""
         self.silent.discard(worker)
+        self.joining.discard(worker)
         return self._without(worker)
 
     def _without(self, worker: int) -> list[Action]:

@@ -136,6 +136,14 @@ class Worker:
         self.version, self.seen, self.clock, self._slowest, self._sequence = version, seen, clock, clock, sequence
         self.samples = self._pushed = self._contained = samples
 
+    def join(self) -> Push:
+        """After ``restart``, in a process that is new in the run: the push, without payload, by which it says so.
+
+        Its answer gives it the present version, from which it begins.
+        """
+        self._awaiting = True
+        return self._push(0)
+
     def under_way(self, contained: int) -> Push | None:
         """The header of the push that is not among the first ``contained`` ones, if there is one."""
         return self._last if self._last is not None and self._last.sequence > contained else None

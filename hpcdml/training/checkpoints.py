@@ -19,7 +19,8 @@ import torch
 
 from hpcdml.config import RunOptions
 from hpcdml.errors import HpcdmlError, MachineError
-from hpcdml.mpi.server_channel import ServerChannel, StateArrived
+from hpcdml.mpi.events import StateArrived
+from hpcdml.mpi.server_channel import ServerChannel
 from hpcdml.mpi.tags import FINAL_STATE
 from hpcdml.parameters import FlatModel, Layout, WireVector
 from hpcdml.protocol.rounds import Round

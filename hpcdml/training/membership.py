@@ -14,6 +14,9 @@ from hpcdml.protocol.rounds import Action
 from hpcdml.protocol.server import Server
 from hpcdml.training.checkpoints import Checkpoints
 
+JOIN_SECONDS = 120.0
+"""A new process is given so long at least to set itself up."""
+
 
 class Membership:
     """Takes workers out of the run that have died or keep silent, and back in those that speak again.
@@ -24,6 +27,7 @@ class Membership:
         tell: notes in the record and on the screen what happened to a worker, by rank, kind and text.
         preempt: ends the run after a checkpoint, for a reason.
         hosts: host name of every rank.
+        replace: is told of a worker that has died.
         least: fewer workers than that end the run.
         timeout: seconds of silence after which a worker is left out; None: it is waited for without end.
     """
@@ -37,6 +41,7 @@ class Membership:
         carry_out: Callable[[list[Action]], None],
         tell: Callable[[int, str, str], None],
         preempt: Callable[[str], None],
+        replace: Callable[[int], None],
         hosts: Mapping[int, str],
         least: int,
         timeout: float | None,
@@ -48,6 +53,7 @@ class Membership:
         self.carry_out = carry_out
         self.tell = tell
         self.preempt = preempt
+        self.replace = replace
         self.hosts = hosts
         self.least = least
         self.timeout = timeout
@@ -60,17 +66,19 @@ class Membership:
             MachineError: no worker is left.
         """
         machine = self.machine
-        if worker not in machine.present | machine.silent:
+        if worker not in machine.present | machine.silent | machine.joining:
             return
         was_out, ended = worker not in machine.live, worker not in machine.active
         self.schedule.lost(worker)
         self.checkpoints.lost(worker)
         self.carry_out(machine.lost(worker))
         if was_out:
+            self.replace(worker)
             return
         count = len(machine.live)
         where = f"on {self.hosts[worker]}, at version {machine.version}"
         self.tell(worker, "lost", f"{where}; {count} {'worker is' if count == 1 else 'workers are'} left")
+        self.replace(worker)
         if not count and not ended:
             raise MachineError(f"no worker is left; the last one was rank {worker} {where}")
         self._go_on_without(worker, integers)
@@ -101,9 +109,10 @@ class Membership:
             return False
         found = False
         now = time.perf_counter()
-        for worker in sorted(self.machine.active):
+        for worker in sorted(self.machine.active | self.machine.joining):
             since = max(self.channel.heard(worker), self._asked[worker])
-            if now - since > self.timeout and self._its_turn(worker):
+            limit = max(self.timeout, JOIN_SECONDS) if worker in self.machine.joining else self.timeout
+            if now - since > limit and self._its_turn(worker):
                 self._silent(worker, now - since, integers)
                 found = True
         return found
@@ -119,8 +128,15 @@ class Membership:
         self.tell(worker, "back", f"at version {self.machine.version}; {count} workers are in the run")
         self._announce(worker, integers)
 
+    def joined(self, worker: int, integers: np.ndarray) -> None:
+        """A new process takes the place of a worker that has died; it is told which others are out of the run."""
+        self._asked[worker] = time.perf_counter()
+        self.machine.join(worker)
+        for other in sorted(set(self._asked) - self.machine.active - {worker}):
+            self.channel.send_header(worker, self.machine.membership(other), integers)
+
     def _its_turn(self, worker: int) -> bool:
-        if self.schedule.coming(worker):
+        if worker in self.machine.joining or self.schedule.coming(worker):
             return True
         return worker in self.machine.awaited and not self.schedule.answering(worker)
 
@@ -139,5 +155,5 @@ class Membership:
     def _announce(self, worker: int, integers: np.ndarray) -> None:
         """Tell the others whether a worker is in the run."""
         machine = self.machine
-        for other in sorted((machine.active | machine.silent) - {worker}):
+        for other in sorted((machine.active | machine.silent | machine.joining) - {worker}):
             self.channel.send_header(other, machine.membership(worker), integers)

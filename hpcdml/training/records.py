@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hpcdml.mpi.server_channel import RECORD_ROWS
+from hpcdml.mpi.peer import RECORD_ROWS
 from hpcdml.storage.tables import STEPS
 
 COLUMNS = tuple(column.name for column in STEPS.columns if column.name != "worker")

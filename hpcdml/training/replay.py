@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hpcdml.errors import UsageError
-from hpcdml.mpi.server_channel import PushArrived
+from hpcdml.mpi.events import PushArrived
 from hpcdml.mpi.world import World, share
 from hpcdml.parameters import WireVector
 from hpcdml.storage.run_reader import RunReader

@@ -160,7 +160,7 @@ def _run(
     begin = time.perf_counter() - earlier
     if isinstance(job, ServerJob):
         status = max(job.run(begin), told())
-        return finish(world, status, job.machine.present, job.machine.silent)
+        return finish(world, status, job.machine.present, job.machine.silent, job.joined)
     try:
         job.run(begin)
         return finish(world, 0, ())

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hpcdml.config import TrainConfig
 from hpcdml.errors import PREEMPTED, UsageError
@@ -29,6 +29,7 @@ from hpcdml.training.checkpoints import Checkpoints
 from hpcdml.training.evaluation import Score
 from hpcdml.training.outer import make_outer
 from hpcdml.training.records import COLUMNS
+from hpcdml.training.replacements import Replacements
 from hpcdml.training.replay import ServerScript
 from hpcdml.training.resumption import Resumption
 from hpcdml.training.server_loop import ServerLoop
@@ -82,6 +83,7 @@ class ServerJob:
         self.resumption = resumption
         self.script = script
         self.signals = signals
+        self.joined: dict[int, Any] = {}
         max_samples, epochs = sample_bound(config.stop, served.epoch_samples)
         self.policy = make_policy(config.policy)
         bound = max_samples if script is None else None
@@ -156,6 +158,15 @@ class ServerJob:
                 config.run.worker_timeout,
                 self.script,
             )
+            if config.run.respawn:
+
+                def joined(rank: int) -> None:
+                    records[rank] = 0
+                    loop.membership.joined(rank, integers)
+
+                loop.replacements = Replacements(
+                    machine, channel, world, config.run.respawn, lambda rank: self._given(loop, rank), joined
+                )
             cpu = resources.cpu_seconds()
             loop.run(start)
             seconds, cpu = loop.seconds, resources.cpu_seconds() - cpu
@@ -169,11 +180,24 @@ class ServerJob:
             used = resources.Resources(cpu, resources.peak_bytes())
             writer.event(seconds, 0, resources.EVENT, used.text())
             writer.write_parameters(state_arrays(flat.model), seconds)
+        self.joined = channel.joined
         channel.close()
         if not machine.live:
             print("hpcdml: no worker is left; the result is what there was before", file=sys.stderr, flush=True)
             return 1
         return 0 if loop.preempted is None else PREEMPTED
+
+    def _given(self, loop: ServerLoop, rank: int) -> dict[str, Any]:
+        """What a new process in the place of a rank needs."""
+        machine, epoch = self.machine, self.served.epoch_samples
+        # Its pushes and steps are counted on from those of the one that has died.
+        steps, samples = loop.tally.done.get(rank, (0, 0))
+        part = {
+            **{"exact": False, "own": False, "state": None, "same_workers": False},
+            **{"version": machine.version, "seen": machine.samples, "pass": machine.samples / epoch if epoch else 0.0},
+            **{"clock": max(steps, machine.clock[rank]), "samples": samples, "sequence": machine.sequence[rank]},
+        }
+        return {"config": self.config.flat(), "part": part, "seconds": loop.seconds, "epoch_samples": epoch}
 
     def _score(self, version: Version) -> float:
         begin = time.perf_counter()

@@ -15,15 +15,8 @@ import xxhash
 
 from hpcdml.config import StopOptions
 from hpcdml.mpi.backoff import Backoff
-from hpcdml.mpi.server_channel import (
-    ChunkArrived,
-    Event,
-    PushArrived,
-    RecordsArrived,
-    ServerChannel,
-    StateArrived,
-    WorkerLost,
-)
+from hpcdml.mpi.events import ChunkArrived, Event, PushArrived, RecordsArrived, StateArrived, WorkerLost
+from hpcdml.mpi.server_channel import ServerChannel
 from hpcdml.observability.progress import Progress
 from hpcdml.protocol.chunks import Add, ChunkSchedule, Close, Discard, Done, Operation
 from hpcdml.protocol.messages import FINAL, LEAVE
@@ -38,6 +31,7 @@ from hpcdml.training.checkpoints import Checkpoints
 from hpcdml.training.guard import Guard
 from hpcdml.training.membership import Membership
 from hpcdml.training.records import table_rows
+from hpcdml.training.replacements import Replacements
 from hpcdml.training.replay import ServerScript
 from hpcdml.training.snapshots import Snapshots, Version
 from hpcdml.training.stop_signals import StopSignals
@@ -102,6 +96,7 @@ class ServerLoop:
         self.signals = signals
         self.preempted: str | None = None
         self.script = script
+        self.replacements: Replacements | None = None
         self._hashes: dict[Round, int] = {}
         self.schedule = ChunkSchedule(len(aggregator.layout.chunks))
         self.tally = Tally()
@@ -125,6 +120,7 @@ class ServerLoop:
             self._carry_out,
             self._tell,
             self._preempt,
+            lambda worker: self.replacements.want(worker) if self.replacements is not None else None,
             hosts,
             min_workers,
             worker_timeout,
@@ -177,6 +173,7 @@ class ServerLoop:
     def _ended(self) -> bool:
         return (
             self.machine.finished
+            and (self.replacements is None or self.replacements.idle)
             and self.schedule.idle
             and self.channel.drained
             and self.checkpoints.idle
@@ -195,7 +192,7 @@ class ServerLoop:
             self.checkpoints.arrived(event)
         elif isinstance(event, RecordsArrived):
             self._blocks[event.worker] += 1
-            self.tally.add(event.rows)
+            self.tally.add(event.worker, event.rows)
             self.writer.append("steps", table_rows(event.worker, event.rows))
             self.membership.heard(event.worker)
         elif isinstance(event, WorkerLost):
@@ -352,6 +349,8 @@ class ServerLoop:
     def _look_after(self) -> None:
         """What is done now and then: stopping, checkpoints, the progress bar, handing rows to the disk's thread."""
         self.checkpoints.work(self.seconds)
+        if self.replacements is not None:
+            self.replacements.work()
         if self.membership.check(self.integers):
             self._version_made()
             self._work()

@@ -16,6 +16,7 @@ class Tally:
 
     Attributes:
         loss: sum of the losses of ``steps`` local steps since the last round.
+        done: by worker, its local steps and its samples since the start.
         idle: seconds in which workers were blocked, of ``busy`` seconds in all, since the start.
     """
 
@@ -24,10 +25,13 @@ class Tally:
     idle: float = 0.0
     busy: float = 0.0
     last_loss: float = math.nan
+    done: dict[int, tuple[int, int]] = field(default_factory=dict)
     _columns: dict[str, int] = field(default_factory=lambda: {name: i for i, name in enumerate(COLUMNS)})
 
-    def add(self, rows: np.ndarray) -> None:
-        """Count a block of step records, float64 of shape (rows, columns)."""
+    def add(self, worker: int, rows: np.ndarray) -> None:
+        """Count a block of step records of a worker, float64 of shape (rows, columns)."""
+        if len(rows):
+            self.done[worker] = int(rows[-1, self._columns["step"]]), int(rows[-1, self._columns["samples"]])
         sums = rows.sum(axis=0)
         idle, data, compute = (sums[self._columns[n]] for n in ("idle_seconds", "data_seconds", "compute_seconds"))
         self.loss += sums[self._columns["loss"]]

@@ -109,6 +109,10 @@ class WorkerJob:
         )
         self.step = step
 
+    def join(self) -> None:
+        """In a process that is new in the run: it begins at the version that it is given."""
+        self.state.join()
+
     def run(self, start: float) -> int:
         """Train until the server says stop and everything has been sent."""
         set_random_state(self.random, self.device)
@@ -133,14 +137,15 @@ class WorkerJob:
         if part["exact"]:
             self.state.restore_at_mark(tree)
             return
-        self.state.restore_own(tree)
+        if tree is not None:
+            self.state.restore_own(tree)
         if part["same_workers"]:
             sampler.restore(tree["sampler"])
         else:
             # About as much of every shard as of the whole has been seen in this pass.
             whole, share = divmod(part["pass"], 1.0)
             sampler.restore((int(whole), int(share * sampler.size) // sampler.batch_size * sampler.batch_size))
-        samples = contained_samples(tree) if part["own"] else 0
+        samples = contained_samples(tree) if part["own"] else part.get("samples", 0)
         self.state.machine.restart(part["version"], part["seen"], part["clock"], samples, part["sequence"])
 
 

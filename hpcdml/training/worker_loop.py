@@ -136,8 +136,9 @@ class WorkerLoop:
         self._sent_at = self._recorded = time.perf_counter()
         if not self.flat.base:
             self.flat.set_base()
-        if self.state is not None:
-            self.state.send_again()
+        if self.state is not None and self.state.send_again():
+            self._await_message()
+            self._deliver()
 
     def proceed(self) -> bool:
         """Do what the machine says up to the next local step; returns whether there is one.

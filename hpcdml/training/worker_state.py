@@ -124,14 +124,25 @@ class WorkerState:
             push = self.machine.sent_again(Push(**{**sent["header"], "records": 0}))
             self._again = push, np.array(sent["integers"])
 
-    def send_again(self) -> None:
-        """After ``restore_at_mark``, when training begins: send the push that was under way."""
+    def join(self) -> None:
+        """In a process that is new in the run: a push without payload is to be sent, whose answer is its beginning."""
+        self._again = self.machine.join(), self.flat.integers()
+
+    def send_again(self) -> bool:
+        """When training begins: send the push that was under way, or is to be the first one.
+
+        Returns:
+            Whether the first step waits for the answer.
+        """
         if self.machine.awaiting:
             self.channel.expect()
-        if self._again is not None:
-            self.staging.written(torch.tensor(self._again[0].norm, dtype=torch.float64))
-            self.channel.send(*self._again)
-            self._again = None
+        if self._again is None:
+            return False
+        push, integers = self._again
+        self.staging.written(torch.tensor(push.norm, dtype=torch.float64))
+        self.channel.send(push, integers)
+        self._again = None
+        return not push.local_steps
 
 
 def contained_samples(tree: dict[str, Any]) -> int:

@@ -13,7 +13,8 @@ from torch import nn
 
 from hpcdml.config import POLICIES, PolicyOptions
 from hpcdml.mpi.backoff import Backoff
-from hpcdml.mpi.server_channel import ChunkArrived, Event, PushArrived, RecordsArrived, ServerChannel, StateArrived
+from hpcdml.mpi.events import ChunkArrived, Event, PushArrived, RecordsArrived, StateArrived
+from hpcdml.mpi.server_channel import ServerChannel
 from hpcdml.mpi.tags import STATE_BLOCK
 from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.mpi.world import World, barrier, broadcast, gather, hosts, join_world

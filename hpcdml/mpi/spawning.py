@@ -1,0 +1,68 @@
+"""New processes for a running job, which take the places of workers that have died (``MPI_Comm_spawn``).
+
+Rank 0 calls it from a thread of its own, as it lasts until the new process has started MPI, a second or more. Other
+workers are not asked: each process is joined to the server alone, by a communicator of these two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from hpcdml.mpi.tags import Tag
+from hpcdml.mpi.world import SERVER, World, join_world, wait
+
+_HEAD = 3  # rank, ranks of the run, size of what follows
+
+
+def may_spawn() -> bool:
+    """Whether this MPI lets a thread start processes while another one communicates."""
+    return bool(MPI.Query_thread() >= MPI.THREAD_MULTIPLE)
+
+
+def spawn(program: list[str]) -> MPI.Intercomm:
+    """Start ``python PROGRAM`` as one process, in this one's folder; returns once it has started MPI.
+
+    Raises:
+        MPI.Exception: there is no room for it, for one.
+    """
+    info = MPI.Info.Create()
+    info.Set("wdir", os.getcwd())
+    comm = MPI.COMM_SELF.Spawn(sys.executable, program, 1, info)
+    info.Free()
+    comm.Set_errhandler(MPI.ERRORS_RETURN)
+    return comm
+
+
+def introduce(comm: MPI.Intercomm, world: World, rank: int, given: dict[str, Any]) -> list[object]:
+    """Start telling a new process who it is and what it needs; returns what must be kept until it has heard of it."""
+    data = np.frombuffer(bytearray(json.dumps(given).encode()), np.uint8)
+    head = np.array([rank, world.size, len(data)], np.int64)
+    run = np.array([world.run_id], np.uint64)
+    sends = [comm.Isend(part, 0, Tag.STATE) for part in (head, run, data)]
+    return [*sends, head, run, data]
+
+
+def meet() -> tuple[World, World, dict[str, Any]]:
+    """In the new process: this rank as it is alone, the same with the way to the server, and what that has given."""
+    alone = join_world()
+    parent = MPI.Comm.Get_parent()
+    parent.Set_errhandler(MPI.ERRORS_RETURN)
+    head, run = np.zeros(_HEAD, np.int64), np.zeros(1, np.uint64)
+    wait(parent.Irecv(head, SERVER, Tag.STATE))
+    wait(parent.Irecv(run, SERVER, Tag.STATE))
+    rank, size, count = (int(value) for value in head)
+    data = np.empty(count, np.uint8)
+    wait(parent.Irecv(data, SERVER, Tag.STATE))
+
+    def place(comm: MPI.Comm) -> World:
+        host = socket.gethostname()
+        return World(comm, rank, size, alone.local_worker, alone.cores, alone.own_cpus, int(run[0]), host)
+
+    return place(alone.comm), place(parent), json.loads(data.tobytes())

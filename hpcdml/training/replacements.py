@@ -1,0 +1,83 @@
+"""New processes in the places of workers that have died."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mpi4py import MPI
+
+from hpcdml.mpi import spawning
+from hpcdml.mpi.server_channel import ServerChannel
+from hpcdml.mpi.world import World
+from hpcdml.protocol.server import Server
+from hpcdml.training.background import Background
+
+PROGRAM = ["-m", "hpcdml.training.joining"]
+
+
+class Replacements:
+    """Starts them beside the serving, one after the other, and brings them to the server's channel.
+
+    Args:
+        machine: the server's.
+        channel: where they are joined.
+        world: the ranks that the run began with.
+        most: how many may be started in all.
+        given: what a new process in the place of a rank needs.
+        joined: is told of the rank whose place was taken.
+    """
+
+    def __init__(
+        self,
+        machine: Server,
+        channel: ServerChannel,
+        world: World,
+        most: int,
+        given: Callable[[int], dict[str, Any]],
+        joined: Callable[[int], None],
+    ) -> None:
+        self.machine = machine
+        self.channel = channel
+        self.world = world
+        self.left = most
+        self.given = given
+        self.joined = joined
+        self._wanted: list[int] = []
+        self._started: list[tuple[int, Any]] = []
+        self._kept: list[object] = []
+        self._thread: Background | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether none is being started."""
+        return not self._wanted and not self._started and (self._thread is None or self._thread.idle)
+
+    def want(self, worker: int) -> None:
+        """A worker has died: a process is to take its place, if there may be another one."""
+        if self.left and spawning.may_spawn() and not self.machine.stopping:
+            self.left -= 1
+            self._wanted.append(worker)
+
+    def work(self) -> bool:
+        """Go on with what is under way; returns whether a process has joined."""
+        if self._thread is None and self._wanted:
+            self._thread = Background("new process", niceness=0)
+        if self._wanted and self._thread is not None and self._thread.idle:
+            worker = self._wanted.pop(0)
+            self._thread.give(lambda: self._start(worker))
+        found = bool(self._started)
+        while self._started:
+            worker, comm = self._started.pop(0)
+            self.channel.join(worker, comm)
+            self._kept.append(spawning.introduce(comm, self.world, worker, self.given(worker)))
+            self.joined(worker)
+        return found
+
+    def _start(self, worker: int) -> None:
+        try:
+            self._started.append((worker, spawning.spawn(PROGRAM)))
+        except MPI.Exception as error:
+            text = f"hpcdml: warning: no process could be started in place of rank {worker}: {error}"
+            print(text, file=sys.stderr, flush=True)
