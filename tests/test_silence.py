@@ -44,10 +44,7 @@ class Cluster:
         if worker.stopped:
             return
         if worker.awaiting and not worker.holds and self.down[rank]:
-            message = self.down[rank].popleft()
-            if message.flags & AFRESH:
-                self.afresh.append(rank)
-            worker.arrived(message)
+            worker.arrived(self.down[rank].popleft())
         elif self.trains[rank]:
             worker.stepped(16)
         else:
@@ -74,11 +71,26 @@ class Cluster:
                 assert action.push.worker in action.round.pushes
             elif isinstance(action, Seal):
                 for rank in action.round.recipients:
-                    self.down[rank].append(self.server.message(action.round, rank))
+                    message = self.server.message(action.round, rank)
+                    self.down[rank].append(message)
+                    if message.flags & AFRESH:
+                        self.afresh.append(rank)
 
     def leave_out(self, rank: int) -> None:
         self.carry_out(self.server.leave_out(rank))
         assert self.server.membership(rank).flags == LOST
+
+    def replace(self, rank: int) -> None:
+        """A worker dies with all that is under way, and a new process takes its place."""
+        self.up[rank].clear()
+        self.down[rank].clear()
+        self.carry_out(self.server.lost(rank))
+        old, server = self.workers[rank], self.server
+        new = self.workers[rank] = Worker(rank, old.policy, self.count)
+        new.restart(server.version, server.samples, max(old.clock, server.clock[rank]), 0, server.sequence[rank])
+        server.join(rank)
+        self.up[rank].append(new.join())
+        self.trains[rank] = False
 
     def finish(self) -> None:
         """Everybody speaks again; the run is stopped and must come to its end."""
@@ -107,15 +119,18 @@ def test_workers_that_fall_silent_at_any_moment_come_back_and_all_end(policy: st
         (cluster.act if chance.random() < 0.6 else cluster.deliver)(rank)
         if chance.random() < 0.05 and len(server.live) > 1:
             victim = chance.choice(sorted(server.active))
-            if victim in server.awaited:
+            if chance.random() < 0.3:
+                cluster.replace(victim)
+            elif victim in server.awaited:
                 asleep[victim] = now + chance.randrange(1, 60)
                 versions = server.version
                 cluster.leave_out(victim)
     cluster.finish()
-    assert server.finished and not server.silent and all(worker.stopped for worker in cluster.workers.values())
+    assert server.finished and not server.silent | server.joining
+    assert all(worker.stopped for worker in cluster.workers.values())
     assert server.version >= versions
-    # Whoever was let back in went on afresh from the version that it was given.
-    assert len(cluster.afresh) == len(cluster.back)
+    # Whoever was let back in was told to go on afresh from the version that it was given.
+    assert sorted(cluster.afresh) == sorted(cluster.back)
 
 
 @pytest.mark.parametrize("policy", ["bsp", "losp"])
