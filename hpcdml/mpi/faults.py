@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 
 from mpi4py import MPI
@@ -16,6 +19,7 @@ from mpi4py import MPI
 from hpcdml.errors import MachineError
 
 SERVER = 0
+_LAUNCHERS = ("mpirun", "mpiexec", "prterun", "prte", "orterun")
 _SWITCH = "OMPI_MCA_mpi_ft_enable"  # set by Open MPI's mpirun
 
 
@@ -76,3 +80,14 @@ def leave(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
     sys.stdout.flush()
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def end_launcher(seconds: float) -> None:
+    """End the launcher that started this rank, should it live so much longer: it waits for hosts that are cut off."""
+    name = Path(f"/proc/{os.getppid()}/comm")
+    with suppress(OSError):
+        if name.read_text().strip() in _LAUNCHERS:
+            check = f'[ "$(cat {name} 2>/dev/null)" = "$0" ] && kill -KILL {os.getppid()}'
+            words = ["sh", "-c", f"sleep {seconds}; {check}", name.read_text().strip()]
+            quiet = subprocess.DEVNULL
+            subprocess.Popen(words, start_new_session=True, stdin=quiet, stdout=quiet, stderr=quiet)

@@ -19,7 +19,7 @@ from hpcdml.session.ranks import end_together
 from hpcdml.training.blank import BlankState
 from hpcdml.training.staging import make_staging
 from hpcdml.training.stop_signals import StopSignals
-from hpcdml.training.worker_job import PATIENCE, direct
+from hpcdml.training.worker_job import direct, patience
 from hpcdml.training.worker_loop import WorkerLoop
 
 
@@ -60,7 +60,7 @@ class WorkerPart:
             None,
             StopSignals(),
             None,
-            None if config.run.worker_timeout is None else PATIENCE * config.run.worker_timeout,
+            patience(config),
             forget=BlankState(optimizer).restore_unless_finite,
         )
         self._optimizer = optimizer

@@ -29,8 +29,9 @@ from hpcdml.training.stop_signals import StopSignals
 from hpcdml.training.worker_loop import WorkerLoop
 from hpcdml.training.worker_state import WorkerState, contained_samples, random_state, set_random_state
 
-PATIENCE = 3.0
-"""A worker gives the server up after so many times ``--worker-timeout``: the server may be waiting for another one."""
+PATIENCE, LEAST_PATIENCE = 3.0, 30.0
+"""A worker gives the server up after so many times ``--worker-timeout``, and so many seconds at least: the server may
+be waiting for another worker, and TCP needs a while after a cut."""
 RESCUE_FOLDER = "rescued"
 """Folder, in that of the run, of what workers save when the server has died."""
 
@@ -103,7 +104,7 @@ class WorkerJob:
             script,
             signals,
             Shares(config, setup.data, self.state, world.rank, len(world.workers)),
-            None if config.run.worker_timeout is None else PATIENCE * config.run.worker_timeout,
+            patience(config),
             step.schedule,
             step.blank.restore_unless_finite,
         )
@@ -147,6 +148,12 @@ class WorkerJob:
             sampler.restore((int(whole), int(share * sampler.size) // sampler.batch_size * sampler.batch_size))
         samples = contained_samples(tree) if part["own"] else part.get("samples", 0)
         self.state.machine.restart(part["version"], part["seen"], part["clock"], samples, part["sequence"])
+
+
+def patience(config: TrainConfig) -> float | None:
+    """For how many seconds a worker waits for an answer of the server; None: without end."""
+    timeout = config.run.worker_timeout
+    return None if timeout is None else max(LEAST_PATIENCE, PATIENCE * timeout)
 
 
 def direct(config: TrainConfig, world: World, device: torch.device) -> bool:
