@@ -20,6 +20,12 @@ from hpcdml.errors import MachineError
 
 SERVER = 0
 _LAUNCHERS = ("mpirun", "mpiexec", "prterun", "prte", "orterun")
+_WATCH = """
+while [ "$(cat "$1" 2>/dev/null)" = "$0" ]; do
+    [ "${n:=0}" -ge "$3" ] && kill -KILL "$2"
+    n=$((n + 1)); sleep 1
+done
+"""
 _SWITCH = "OMPI_MCA_mpi_ft_enable"  # set by Open MPI's mpirun
 
 
@@ -86,8 +92,8 @@ def end_launcher(seconds: float) -> None:
     """End the launcher that started this rank, should it live so much longer: it waits for hosts that are cut off."""
     name = Path(f"/proc/{os.getppid()}/comm")
     with suppress(OSError):
-        if name.read_text().strip() in _LAUNCHERS:
-            check = f'[ "$(cat {name} 2>/dev/null)" = "$0" ] && kill -KILL {os.getppid()}'
-            words = ["sh", "-c", f"sleep {seconds}; {check}", name.read_text().strip()]
+        launcher = name.read_text().strip()
+        if launcher in _LAUNCHERS:
+            words = ["sh", "-c", _WATCH, launcher, str(name), str(os.getppid()), str(int(seconds))]
             quiet = subprocess.DEVNULL
             subprocess.Popen(words, start_new_session=True, stdin=quiet, stdout=quiet, stderr=quiet)

@@ -303,7 +303,7 @@ def _end_by_force(world: World, silent: Iterable[int]) -> None:
         ranks = ", ".join(map(str, sorted(silent)))
         text = f"hpcdml: the result is written; all ranks are ended by force, as nothing comes from {ranks} any more"
         print(text, file=sys.stderr, flush=True)
-        faults.end_launcher(_PATIENCE_SECONDS)
+        faults.end_launcher(3 * _PATIENCE_SECONDS)
         time.sleep(_LAUNCHER_SECONDS)
         world.comm.Abort(1)
     time.sleep(_PATIENCE_SECONDS)
