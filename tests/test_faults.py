@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import launch
-from hpcdml.errors import PREEMPTED, UsageError
+from hpcdml.emulation.cluster import Cluster
+from hpcdml.errors import PREEMPTED, HpcdmlError, UsageError
 from hpcdml.storage.run_reader import RunReader
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
@@ -54,11 +55,17 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, ranks: int, *options: str, rounds: int = 20) -> Iterator[Running]:
+def running(
+    folder: Path, ranks: int, *options: str, rounds: int = 20, cluster: Cluster | None = None
+) -> Iterator[Running]:
     """Start a job, and wait until it has made so many rounds; at the end, nothing of it is left."""
-    mpirun = [launch.find_mpirun() or "mpirun", "--with-ft", "ulfm", "-n", str(ranks)]
-    command = [*mpirun, sys.executable, "-m", "hpcdml", "train", *OPTIONS, *options, "--output", str(folder)]
-    job, mark = launch.start(command)
+    train = [sys.executable, "-m", "hpcdml", "train", *OPTIONS, *options, "--output", str(folder)]
+    if cluster is None:
+        command = [launch.find_mpirun() or "mpirun", "-n", str(ranks), *train]
+    else:
+        command = cluster.command(ranks, train)
+    at = next(place for place, word in enumerate(command) if word.endswith("mpirun")) + 1
+    job, mark = launch.start([*command[:at], "--with-ft", "ulfm", *command[at:]], cluster and cluster.environment())
     try:
         deadline = time.monotonic() + 100
         made = 0
@@ -121,6 +128,26 @@ def test_a_worker_that_hangs_is_left_out_and_let_back_in(policy: str, tmp_path: 
     # The worker pushes again, with the others.
     pushes = RunReader(tmp_path).table("pushes")
     assert (pushes["time"][pushes["worker"] == 2] > times[1]).sum() > 20
+
+
+def test_a_host_that_is_cut_off_for_seconds_comes_back(tmp_path: Path) -> None:
+    options = ["--policy", "losp", "--worker-timeout", "1", "--max-samples", "10000000", "--max-seconds", "12"]
+    try:
+        made = Cluster(3, "1gbit", "cut")
+        made.up()
+    except HpcdmlError as problem:
+        pytest.skip(str(problem))
+    try:
+        with running(tmp_path, 3, *options, cluster=made) as run:
+            made.link_down("h2")
+            time.sleep(3)
+            made.link_up("h2")
+            status, out = run.end()
+    finally:
+        made.down()
+    assert status == 0, out
+    assert kinds(tmp_path) == [(2, "silent"), (2, "back")], out
+    assert accuracy(tmp_path) > 0.9
 
 
 def test_a_worker_that_hangs_for_good_is_ended_with_the_others(tmp_path: Path) -> None:
