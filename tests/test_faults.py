@@ -225,9 +225,10 @@ def build(**kwargs):
 """
 
 
-def test_a_worker_that_raises_leaves_alone(tmp_path: Path) -> None:
+def test_a_worker_that_raises_leaves_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(MODEL)
-    with running(tmp_path / "run", 4, "--model", f"{tmp_path / 'mine.py'}:build", "--epochs", "20", rounds=1) as run:
+    monkeypatch.chdir(tmp_path)  # where the module is found
+    with running(tmp_path / "run", 4, "--model", "mine:build", "--epochs", "20", rounds=1) as run:
         status, out = run.end()
     assert status == 0, out
     assert kinds(tmp_path / "run") == [(2, "lost")]

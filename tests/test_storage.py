@@ -562,7 +562,7 @@ def test_files_that_hold_no_run(tmp_path: Path) -> None:
     write_state(tmp_path / "state.h5", values(), {})
     create(tmp_path / "new").close()
     with h5py.File(tmp_path / "new" / "run.h5", "r+") as file:
-        file.attrs["format_version"] = 4
+        file.attrs["format_version"] = 5
     create(tmp_path / "bad").close()
     with h5py.File(tmp_path / "bad" / "run.h5", "r+") as file:
         del file["steps"]
@@ -575,7 +575,7 @@ def test_files_that_hold_no_run(tmp_path: Path) -> None:
         ("empty.h5", "is not an HDF5 file"),
         ("other.h5", "is not the record of a run by hpcdml"),
         ("state.h5", "is not the record of a run by hpcdml"),
-        ("new/run.h5", "has format version 4; this hpcdml reads 3"),
+        ("new/run.h5", "has format version 5; this hpcdml reads 4"),
         ("bad/run.h5", "damaged, or not one of ours: object 'config' doesn't exist"),
     ):
         with pytest.raises(UsageError) as error:
