@@ -126,9 +126,9 @@ def read_scripts(run: RunReader, collective: bool, until: int | None) -> Scripts
     # A killed run has pushes of which the steps were not reported yet.
     known = {rank: _unbroken(taken[rank]) for rank in ranks}
     last = _explained(pushes, rounds, known, run.finished)
-    other = _no_further(run, rounds)
-    if other and (until or last) > other[0]:
-        raise UsageError(f"{run.path}: from version {other[0]} on {other[1]}; --until {other[0]}")
+    anew = _changes(run)
+    if anew is not None and (until or last) > anew:
+        raise UsageError(f"{run.path}: from version {anew} on it is a run whose workers began anew; --until {anew}")
     if until is not None and not 1 <= until <= last:
         raise UsageError(f"--until {until}: must be from 1 to {last}, the last version that the record explains")
     if last < 1:
@@ -185,16 +185,18 @@ def _of(rows: np.ndarray, rank: int) -> np.ndarray:
     return rows[rows["worker"] == rank]
 
 
-def _no_further(run: RunReader, rounds: np.ndarray) -> tuple[int, str] | None:
-    """The version from which on a run did what the record does not explain, and what that was."""
-    for seconds, rank, kind, text in run.events():
+def _changes(run: RunReader) -> int | None:
+    """The version from which on a run did what the record before does not explain.
+
+    Raises:
+        UsageError: a worker left the run, and nothing tells when the others learned of it.
+    """
+    for _, rank, kind, text in run.events():
         version = re.search(r"version (\d+)", text)
         if kind == "restarted" and version:
-            return int(version.group(1)), "it is a run whose workers began anew"
+            return int(version.group(1))
         if kind in ("lost", "silent", "dropped"):
-            # Rounds that were not complete then may lack a part of its update, and nothing tells which.
-            whole = rounds["round"][rounds["time"] < seconds]
-            return int(whole.max(initial=0)), f"it is a run without worker {rank}"
+            raise UsageError(f"{run.path}: worker {rank} left it ({kind}); such a run cannot be repeated")
     return None
 
 
