@@ -68,9 +68,9 @@ class Gate:
         mine.update({int(w): int(count) for w, count in state["in_a_row"].items() if int(w) in mine})
         self._recent = deque((float(norm) for norm in state["recent"]), maxlen=RECENT)
 
-    def forgive(self) -> None:
-        """The workers begin anew."""
-        self._in_a_row = dict.fromkeys(self._in_a_row, 0)
+    def forgive(self, workers: Iterable[int]) -> None:
+        """These workers begin anew."""
+        self._in_a_row.update(dict.fromkeys(workers, 0))
 
     def _reason(self, push: Push) -> str | None:
         if not math.isfinite(push.norm):

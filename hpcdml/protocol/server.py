@@ -126,7 +126,7 @@ class Server:
         """Go on from ``state()`` with workers that begin anew at its version: see ``Worker.restart``."""
         self.restore(state)
         self._held.clear()
-        self.gate.forgive()
+        self.gate.forgive(self.live)
 
     def resume(self) -> list[Action]:
         """After ``restore``: everybody goes on as it was."""
@@ -223,7 +223,7 @@ class Server:
         self.joining.add(worker)
         self._unanswered.discard(worker)
         self._final.discard(worker)
-        self.gate.forgive()
+        self.gate.forgive([worker])
 
     def leave_out(self, worker: int) -> list[Action]:
         """A worker has kept silent for too long: the rounds go on without it, until it speaks again."""
