@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from hpcdml.errors import MachineError
 from hpcdml.mpi.tags import Tag
 from hpcdml.mpi.world import SERVER, World, join_world, wait
 
@@ -30,11 +31,14 @@ def spawn(program: list[str]) -> MPI.Intercomm:
     """Start ``python PROGRAM`` as one process, in this one's folder; returns once it has started MPI.
 
     Raises:
-        MPI.Exception: there is no room for it, for one.
+        MachineError: there is no room for it, for one.
     """
     info = MPI.Info.Create()
     info.Set("wdir", os.getcwd())
-    comm = MPI.COMM_SELF.Spawn(sys.executable, program, 1, info)
+    try:
+        comm = MPI.COMM_SELF.Spawn(sys.executable, program, 1, info)
+    except MPI.Exception as error:
+        raise MachineError(f"no process could be started: {error}") from error
     info.Free()
     comm.Set_errhandler(MPI.ERRORS_RETURN)
     return comm

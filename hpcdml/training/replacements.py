@@ -6,8 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from mpi4py import MPI
-
+from hpcdml.errors import MachineError
 from hpcdml.mpi import spawning
 from hpcdml.mpi.server_channel import ServerChannel
 from hpcdml.mpi.world import World
@@ -60,24 +59,21 @@ class Replacements:
             self.left -= 1
             self._wanted.append(worker)
 
-    def work(self) -> bool:
-        """Go on with what is under way; returns whether a process has joined."""
+    def work(self) -> None:
+        """Go on with what is under way."""
         if self._thread is None and self._wanted:
             self._thread = Background("new process", niceness=0)
         if self._wanted and self._thread is not None and self._thread.idle:
             worker = self._wanted.pop(0)
             self._thread.give(lambda: self._start(worker))
-        found = bool(self._started)
         while self._started:
             worker, comm = self._started.pop(0)
             self.channel.join(worker, comm)
             self._kept.append(spawning.introduce(comm, self.world, worker, self.given(worker)))
             self.joined(worker)
-        return found
 
     def _start(self, worker: int) -> None:
         try:
             self._started.append((worker, spawning.spawn(PROGRAM)))
-        except MPI.Exception as error:
-            text = f"hpcdml: warning: no process could be started in place of rank {worker}: {error}"
-            print(text, file=sys.stderr, flush=True)
+        except MachineError as error:
+            print(f"hpcdml: warning: in place of rank {worker}: {error}", file=sys.stderr, flush=True)
