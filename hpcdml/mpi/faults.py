@@ -17,6 +17,7 @@ from types import TracebackType
 from mpi4py import MPI
 
 from hpcdml.errors import MachineError
+from hpcdml.mpi.installation import fault_tolerance
 
 SERVER = 0
 _LAUNCHERS = ("mpirun", "mpiexec", "prterun", "prte", "orterun")
@@ -26,7 +27,6 @@ while [ "$(cat "$1" 2>/dev/null)" = "$0" ]; do
     n=$((n + 1)); sleep 1
 done
 """
-_SWITCH = "OMPI_MCA_mpi_ft_enable"  # set by Open MPI's mpirun
 
 
 class ServerLost(MachineError):
@@ -35,7 +35,7 @@ class ServerLost(MachineError):
 
 def tolerated() -> bool:
     """Whether this job goes on when a rank dies."""
-    return os.environ.get(_SWITCH, "0") not in ("0", "false")
+    return bool(fault_tolerance())
 
 
 def failed(comm: MPI.Comm) -> frozenset[int]:

@@ -90,7 +90,7 @@ def library() -> Library:
         path,
         build,
         levels.get(MPI.Query_thread(), "multiple"),
-        _fault_tolerance(path),
+        fault_tolerance(path),
     )
 
 
@@ -129,12 +129,13 @@ def _loaded() -> str:
     return ""
 
 
-def _fault_tolerance(path: str) -> bool | None:
-    """Whether Open MPI has been told to outlive lost ranks.
+def fault_tolerance(path: str | None = None) -> bool | None:
+    """Whether Open MPI has been told to outlive lost ranks; ``path``: its file, by default the one in this process.
 
     Its calls for that (MPI_Comm_get_failed and the like) succeed either way, and the option may come from a command
     line, a variable or a file of settings. So the switch that the library itself looks at is read, which is exported.
     """
+    path = _loaded() if path is None else path
     if not path:
         return None
     try:
