@@ -12,6 +12,7 @@ from hpcdml.config import TrainConfig
 from hpcdml.session.ranks import Meeting, described
 from hpcdml.session.server import Evaluate, ServerPart
 from hpcdml.session.worker import WorkerPart
+from hpcdml.training.setup import about_ranks
 
 
 def take_part(
@@ -31,7 +32,7 @@ def take_part(
         config, world = meeting.config, meeting.world
         home = next((p.device for p in model.parameters()), torch.device("cpu"))
         flat = meeting.flatten(model)
-        about = meeting.about()
+        about = about_ranks(world)
 
         def part() -> ServerPart | WorkerPart:
             if not world.is_server:

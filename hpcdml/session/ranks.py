@@ -14,15 +14,13 @@ from torch import nn
 
 from hpcdml.config import TrainConfig
 from hpcdml.errors import HpcdmlError, MachineError, UsageError
-from hpcdml.mpi import faults, once
+from hpcdml.mpi import faults
 from hpcdml.mpi.world import (
     World,
     abort,
     barrier,
     failure,
     finish,
-    gather,
-    hosts,
     join_world,
     same_everywhere,
     send_final,
@@ -31,7 +29,7 @@ from hpcdml.parameters import FlatModel
 from hpcdml.session.options import in_python
 from hpcdml.training.devices import pick_device, set_threads
 from hpcdml.training.resumption import OWN_LOOP
-from hpcdml.training.setup import WIRE_DTYPES, AgreedFailure, compare_options, share_values, together
+from hpcdml.training.setup import WIRE_DTYPES, AgreedFailure, compare_options, need_workers, share_values, together
 
 T = TypeVar("T")
 
@@ -64,12 +62,6 @@ class Meeting:
         # Dropout and the like differ between workers; the model itself is the same.
         torch.manual_seed((torch.initial_seed() + self.world.rank) % 2**63)
         return flat
-
-    def about(self) -> dict[str, str]:
-        """What the record says of the ranks. Every rank calls this."""
-        about = {f"rank{rank}_host": host for rank, host in enumerate(hosts(self.world))}
-        threads = gather(self.world, torch.get_num_threads())
-        return about | {f"rank{rank}_threads": str(n) for rank, n in enumerate(threads)}
 
     def make(self, part: Callable[[], T]) -> T:
         """Make every rank's part.
@@ -109,16 +101,11 @@ class Meeting:
 
     def _compare(self) -> None:
         world = self.world
-        if not world.workers:
-            if (tasks := once.tasks_apart()) > 1:
-                raise UsageError(
-                    f"srun started {tasks} tasks, but they do not see each other: srun --mpi=pmix (srun --mpi=list "
-                    "tells what this Slurm has), or mpirun instead of srun"
-                )
-            raise UsageError(
-                "a session needs at least 2 ranks, a server and its workers, or no mpirun at all: "
-                f"mpirun -n 3 python {os.path.basename(sys.argv[0])}"
-            )
+        advice = (
+            "a session needs at least 2 ranks, a server and its workers, or no mpirun at all: "
+            f"mpirun -n 3 python {os.path.basename(sys.argv[0])}"
+        )
+        need_workers(world, advice)
         compare_options(self.config, world)
         set_threads(self.config.run.threads, self.config.run.bind, world)
 

@@ -7,12 +7,10 @@ import time
 import traceback
 from collections.abc import Callable
 
-import torch
-
 from hpcdml.config import RunOptions, TrainConfig
 from hpcdml.errors import HpcdmlError, MachineError, UsageError
-from hpcdml.mpi import faults, once
-from hpcdml.mpi.world import SERVER, World, abort, barrier, failure, finish, gather, hosts, join_world
+from hpcdml.mpi import faults
+from hpcdml.mpi.world import SERVER, World, abort, barrier, failure, finish, gather, join_world
 from hpcdml.protocol.policies import make_policy
 from hpcdml.storage.run_reader import RunReader
 from hpcdml.training.bounds import stop_bounds
@@ -27,9 +25,11 @@ from hpcdml.training.replay import (
 )
 from hpcdml.training.resumption import Resumption, find, give_states, known_options, saved_config, share_config
 from hpcdml.training.server_job import ServerJob
-from hpcdml.training.setup import AgreedFailure, Setup, set_up, share_values, together
+from hpcdml.training.setup import AgreedFailure, Setup, about_ranks, need_workers, set_up, share_values, together
 from hpcdml.training.stop_signals import StopSignals
 from hpcdml.training.worker_job import WorkerJob
+
+NO_WORKERS = "train needs at least 2 ranks, a server and its workers: mpirun -n 3 hpcdml train ..."
 
 
 def train(config: TrainConfig) -> int:
@@ -136,7 +136,7 @@ def _run(
 
     ``told`` is called on rank 0 at the end, and returns another status that may be the larger one.
     """
-    together(lambda: _need_workers(world))
+    together(lambda: need_workers(world, NO_WORKERS))
     setup = set_up(config, world)
     found = together(lambda: _find(config, world, setup))
     resumes = _at_server(world, found is not None)
@@ -150,8 +150,7 @@ def _run(
             print(f"hpcdml: {found.told()}", file=sys.stderr, flush=True)
             parts = found.parts(config, setup.epoch_samples)
         part = give_states(world, found, parts)
-    about = {f"rank{rank}_host": host for rank, host in enumerate(hosts(world))}
-    about |= {f"rank{rank}_threads": str(n) for rank, n in enumerate(gather(world, torch.get_num_threads()))}
+    about = about_ranks(world)
     worker = together(lambda: None if world.is_server else WorkerJob(config, world, setup, part, script, signals))
     # Only now that nothing else can go wrong, as it leaves a file behind.
     job = together(lambda: worker or ServerJob(config, world, setup, about, found, server, signals))
@@ -183,17 +182,6 @@ def _rescued(job: WorkerJob) -> str:
         return f"; this worker's model is in {job.rescue()}"
     except HpcdmlError as error:
         return f"; this worker's model could not be saved: {error}"
-
-
-def _need_workers(world: World) -> None:
-    if world.workers:
-        return
-    if (tasks := once.tasks_apart()) > 1:
-        raise UsageError(
-            f"srun started {tasks} tasks, but they do not see each other: srun --mpi=pmix (srun --mpi=list tells what "
-            "this Slurm has), or mpirun instead of srun"
-        )
-    raise UsageError("train needs at least 2 ranks, a server and its workers: mpirun -n 3 hpcdml train ...")
 
 
 def _find(config: TrainConfig, world: World, setup: Setup) -> Resumption | None:

@@ -15,7 +15,7 @@ from torch import nn
 from hpcdml.config import RunOptions, StopOptions, TrainConfig, WireName, flag
 from hpcdml.errors import HpcdmlError, UsageError
 from hpcdml.mpi import once
-from hpcdml.mpi.world import World, broadcast, differs, gather, same_everywhere
+from hpcdml.mpi.world import World, broadcast, differs, gather, hosts, same_everywhere
 from hpcdml.parameters import FlatModel
 from hpcdml.training.data import DataSpec, Opened, Sampler, TaskData, accuracy_counts, default_loss, open_data
 from hpcdml.training.data.losses import Loss, cross_entropy
@@ -190,6 +190,32 @@ def _check_scores(output: torch.Tensor, criterion: Loss, spec: DataSpec, name: s
             f"--model {name}: gives {output.shape[axis]} scores for a sample; must give one for each of the "
             f"{spec.outputs} classes"
         )
+
+
+def need_workers(world: World, advice: str) -> None:
+    """Make sure that there are workers beside the server.
+
+    Args:
+        advice: what to do where a single rank was started.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if world.workers:
+        return
+    if (tasks := once.tasks_apart()) > 1:
+        raise UsageError(
+            f"srun started {tasks} tasks, but they do not see each other: srun --mpi=pmix (srun --mpi=list tells what "
+            "this Slurm has), or mpirun instead of srun"
+        )
+    raise UsageError(advice)
+
+
+def about_ranks(world: World) -> dict[str, str]:
+    """What the record says of the ranks. Every rank calls this."""
+    about = {f"rank{rank}_host": host for rank, host in enumerate(hosts(world))}
+    threads = gather(world, torch.get_num_threads())
+    return about | {f"rank{rank}_threads": str(n) for rank, n in enumerate(threads)}
 
 
 def share_values(world: World, flat: FlatModel) -> None:

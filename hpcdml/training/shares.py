@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hpcdml.config import TrainConfig
-from hpcdml.training.data import Sampler, TaskData
+from hpcdml.training.data import TaskData
+from hpcdml.training.data.sampler import place_at
 from hpcdml.training.local_step import batches
 from hpcdml.training.worker_state import WorkerState
 
@@ -44,12 +45,7 @@ class Shares:
         weights = [options.shard_weights[r - 1] for r in self.live] if options.shard_weights else ()
         seed, mine = self.config.run.seed, self.live.index(self.rank)
         new = self.data.train.sampler(mine, len(self.live), options.batch_size, seed, weights)
-        new.restore(_same_place(old, new))
+        number, position = old.state
+        new.restore(place_at(new, number, position / old.size))
         self.state.sampler = new
         self.state.step.batches = batches(self.data.train.feed(new), self.state.flat.device)
-
-
-def _same_place(old: Sampler, new: Sampler) -> tuple[int, int]:
-    """Pass and position in ``new`` that are as far in the pass as ``old`` is, after a whole minibatch."""
-    number, position = old.state
-    return number, int(position / old.size * new.size) // new.batch_size * new.batch_size

@@ -17,6 +17,7 @@ from hpcdml.protocol.worker import Worker
 from hpcdml.storage.parameters_file import write_state
 from hpcdml.training.compiling import compile_step
 from hpcdml.training.data import Sampler
+from hpcdml.training.data.sampler import place_at
 from hpcdml.training.local_step import LocalStep, batches
 from hpcdml.training.optimizers import make_optimizer, make_scheduler
 from hpcdml.training.precision import Precision
@@ -145,7 +146,7 @@ class WorkerJob:
         else:
             # About as much of every shard as of the whole has been seen in this pass.
             whole, share = divmod(part["pass"], 1.0)
-            sampler.restore((int(whole), int(share * sampler.size) // sampler.batch_size * sampler.batch_size))
+            sampler.restore(place_at(sampler, int(whole), share))
         samples = contained_samples(tree) if part["own"] else part.get("samples", 0)
         self.state.machine.restart(part["version"], part["seen"], part["clock"], samples, part["sequence"])
 

@@ -139,6 +139,11 @@ class ShardSampler(Shard):
         self._position = 0
 
 
+def place_at(sampler: Sampler, number: int, share: float) -> tuple[int, int]:
+    """The state in which a sampler has drawn about this share of pass ``number``, in whole minibatches."""
+    return number, int(share * sampler.size) // sampler.batch_size * sampler.batch_size
+
+
 def check_state(state: tuple[int, int], size: int) -> tuple[int, int]:
     """Pass and position of a saved state, for a worker with ``size`` samples in a pass.
 
