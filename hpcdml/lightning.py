@@ -15,6 +15,7 @@ from hpcdml.launcher import launcher_rank
 from hpcdml.session import Session
 from hpcdml.session import device as own_device
 from hpcdml.session.batches import count
+from hpcdml.session.options import CHECKPOINT_NAMES
 
 try:
     from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -35,8 +36,8 @@ class Strategy(SingleDeviceStrategy):
     its local model: save the final one by ``trainer.save_checkpoint`` after ``fit``. Nothing is reduced over ranks.
 
     Args:
-        evaluate, options: as for ``hpcdml.Session``; ``device`` is this process's device, by default as
-            ``hpcdml.device()`` picks it.
+        evaluate, options: as for ``hpcdml.Session``, but for those about checkpoints and signals, which are Lightning's
+            business; ``device`` is this process's device, by default as ``hpcdml.device()`` picks it.
 
     Raises:
         UsageError: at ``fit``, if the module has not exactly one optimizer, or an option is wrong.
@@ -52,8 +53,10 @@ class Strategy(SingleDeviceStrategy):
         **options: Any,
     ) -> None:
         super().__init__(device=own_device() if device is None else device)
+        if own := [name for name in options if name in CHECKPOINT_NAMES]:
+            raise UsageError(f"Strategy({own[0]}=...): Lightning saves checkpoints and heeds signals itself")
         self.evaluate = evaluate
-        self.options = options
+        self.options = {**options, "signals": "none"}
         self._session: Session | None = None
         self._epochs: int | None = None
         if launcher_rank() is not None:

@@ -133,7 +133,8 @@ def test_what_only_one_worker_poisons_leaves_the_others_as_if_it_had_pushed_noth
     assert len(mine) <= IN_A_ROW
     assert report.dropped == ([1] if len(mine) == IN_A_ROW and not mine[-1].flags & FINAL else [])
     if report.dropped:
-        assert 1 not in run.cluster.server.live and run.cluster.nodes[1].machine.stopped != (1 in run.lost)
+        # It may die before it hears of it, or afterwards.
+        assert 1 not in run.cluster.server.live and (run.cluster.nodes[1].machine.stopped or 1 in run.lost)
 
 
 @settings(max_examples=100, deadline=None)

@@ -277,6 +277,18 @@ def _leave_mpi_as_it_is(status: int) -> None:
     os._exit(status or int(hasattr(sys, "last_value")))
 
 
+def end_process(status: int) -> None:
+    """Within an ``atexit`` call: leave MPI and end the process with this status. Does not return."""
+    if not MPI.Is_finalized():
+        MPI.Finalize()
+    _leave_mpi_as_it_is(status)
+
+
+def at_server(world: World, value: bool) -> bool:
+    """Rank 0's truth value on every rank; collective."""
+    return bool(gather(world, int(value))[SERVER])
+
+
 def send_final(world: World, arrays: Iterable[np.ndarray], workers: Iterable[int]) -> None:
     """Copy rank 0's arrays, after ``finish``, into those of the workers that it names: contiguous, of the same sizes.
 
@@ -325,6 +337,9 @@ def abort(world: World, error: BaseException) -> None:
         _let_lower_ranks_speak(world)
     print(failure(world, error), file=sys.stderr, flush=True)
     time.sleep(_LAUNCHER_SECONDS)
+    if faults.tolerated():
+        # Seen: after a death and aborts on all other ranks, these had ended, and mpirun of Open MPI 5.0.11 had not.
+        faults.end_launcher(3 * _PATIENCE_SECONDS)
     world.comm.Abort(1)
 
 

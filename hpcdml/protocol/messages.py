@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 
 MAGIC = 0x4C444348  # "HCDL"
-FORMAT = 2
+FORMAT = 3
 
 FINAL = 1
 """Flag of a push: the worker's last one."""
@@ -32,7 +32,7 @@ BACK = 16
 """Flag of a global message: the worker of rank ``answers`` is back in the run. It has no payload, answers nothing."""
 
 _PREFIX = struct.Struct("<IHHQ")
-_PUSH = struct.Struct("<iIqqqqqqd")
+_PUSH = struct.Struct("<iIqqqqqqqd")
 _GLOBAL = struct.Struct("<Iqqqq")
 _KIND_PUSH, _KIND_GLOBAL = 1, 2
 
@@ -57,6 +57,7 @@ class Push:
         samples: training samples in the update.
         clock: local steps of the worker since the start of the run.
         records: blocks of step records that the worker has sent before this push.
+        marked: version of the last mark upon which the worker has saved its state.
         norm: L2 norm of the update; not finite if any value of the payload is not.
     """
 
@@ -68,13 +69,14 @@ class Push:
     samples: int
     clock: int
     records: int = 0
+    marked: int = 0
     norm: float = 0.0
 
     def pack(self, run_id: int) -> bytes:
         """Return ``HEADER_BYTES`` bytes."""
         body = _PUSH.pack(
             self.worker, self.flags, self.sequence, self.version, self.local_steps, self.samples, self.clock,
-            self.records, self.norm,
+            self.records, self.marked, self.norm,
         )  # fmt: skip
         return (_PREFIX.pack(MAGIC, FORMAT, _KIND_PUSH, run_id) + body).ljust(HEADER_BYTES, b"\0")
 

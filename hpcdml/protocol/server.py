@@ -137,6 +137,11 @@ class Server:
         """Whether a consistent state of all workers can be had now: none is lost or leaving, and no round is open."""
         return self._open is None and not self.stopping and not self._final
 
+    @property
+    def some_have_ended(self) -> bool:
+        """Whether a worker has sent its last push."""
+        return bool(self._final)
+
     def mark(self, worker: int) -> Global:
         """The message by which a worker saves its state beside the present version.
 

@@ -44,6 +44,9 @@ class Alone:
         """A minibatch is about to be trained on."""
         self._samples += samples
 
+    def passed(self) -> None:
+        """The loop's body has been gone through."""
+
     def loss(self, loss: torch.Tensor) -> None:
         """The loss of a minibatch, which is recorded nowhere."""
 

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler, Sampler
 
 from hpcdml.errors import UsageError
+from hpcdml.session.places import Places, Resumable
 
 
 class Taker(Protocol):
@@ -22,6 +23,9 @@ class Taker(Protocol):
 
     def drawn(self, samples: int, seconds: float) -> None:
         """A minibatch of so many samples is about to be trained on; it was waited for so many seconds."""
+
+    def passed(self) -> None:
+        """The loop's body has been gone through for the last minibatch."""
 
     def opened(self, epoch_samples: int | None) -> None:
         """A pass begins; ``epoch_samples`` are those of all workers in one epoch, None: not known."""
@@ -58,13 +62,15 @@ class Batches:
         loader: gives this process's minibatches.
         taker: who takes them.
         epoch_samples: training samples of all workers in one epoch; None: not known.
+        places: where the loop is in its data.
     """
 
-    def __init__(self, loader: Iterable[Any], taker: Taker, epoch_samples: int | None) -> None:
+    def __init__(self, loader: Iterable[Any], taker: Taker, epoch_samples: int | None, places: Places) -> None:
         self.loader = loader
         self.taker = taker
         self.epoch_samples = epoch_samples
-        self._passes = 0
+        self.places = places
+        self.place = places.of_next_loader()
 
     def __len__(self) -> int:
         if not isinstance(self.loader, Sized):
@@ -72,23 +78,28 @@ class Batches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        sampler = getattr(self.loader, "sampler", None)
-        if isinstance(sampler, DistributedSampler):
-            sampler.set_epoch(self._passes)
-        self._passes += 1
-        taker = self.taker
+        taker, place = self.taker, self.place
+        self.places.epoch_samples = self.epoch_samples
         taker.opened(self.epoch_samples)
         if not taker.running:
             return
-        batches = iter(self.loader)
-        while taker.running:
-            begin = time.perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            taker.drawn(count(batch), time.perf_counter() - begin)
-            yield batch
+        batches = place.begin(self.loader)
+        self.places.ready()
+        try:
+            while taker.running:
+                begin = time.perf_counter()
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                samples = count(batch)
+                place.batches += 1
+                place.samples += samples
+                taker.drawn(samples, time.perf_counter() - begin)
+                yield batch
+                taker.passed()
+        finally:
+            place.under_way = False
 
 
 def shard(loader: Iterable[Any], worker: int, workers: int, seed: int, tell: bool = False) -> Iterable[Any]:
@@ -123,7 +134,9 @@ def shard(loader: Iterable[Any], worker: int, workers: int, seed: int, tell: boo
     options["prefetch_factor"] = loader.prefetch_factor
     options["persistent_workers"] = loader.persistent_workers
     if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
-        return DataLoader(loader.dataset, batch_sampler=EveryNth(loader.batch_sampler, worker, workers), **options)
+        return DataLoader(
+            loader.dataset, batch_sampler=Resumable(EveryNth(loader.batch_sampler, worker, workers)), **options
+        )
     shuffled = type(loader.sampler) is RandomSampler and not loader.sampler.replacement
     whole = getattr(loader.sampler, "num_samples", length) == length
     sampler: Sampler[Any]
@@ -135,7 +148,7 @@ def shard(loader: Iterable[Any], worker: int, workers: int, seed: int, tell: boo
     else:
         sampler = EveryNth(loader.sampler, worker, workers)
     return DataLoader(
-        loader.dataset, batch_size=loader.batch_size, sampler=sampler, drop_last=loader.drop_last, **options
+        loader.dataset, batch_size=loader.batch_size, sampler=Resumable(sampler), drop_last=loader.drop_last, **options
     )
 
 

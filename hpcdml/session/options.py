@@ -10,11 +10,18 @@ from typing import Any
 from hpcdml.config import PolicyOptions, TrainConfig
 from hpcdml.errors import UsageError
 
+CHECKPOINT_NAMES = (
+    *("checkpoint_seconds", "checkpoint_rounds", "checkpoint_samples", "keep_checkpoints", "keep_every"),
+    *("resume", "signals"),
+)
+"""Those that are about checkpoints of the run."""
+
 NAMES = (
     *(field.name for field in dataclasses.fields(PolicyOptions)),
     *("epochs", "max_samples", "max_seconds"),
     *("output", "overwrite", "seed", "eval_seconds", "threads", "bind", "chunk_kib", "poll_us", "progress"),
-    *("cuda_aware", "worker_timeout", "debug"),
+    *("cuda_aware", "worker_timeout", "min_workers", "debug"),
+    *CHECKPOINT_NAMES,
 )
 """What ``Session`` takes, with the meaning that ``hpcdml train --help`` gives."""
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
 from hpcdml.config import TrainConfig
+from hpcdml.session.loop_state import Stateful
+from hpcdml.session.over import OverPart
+from hpcdml.session.places import Places
 from hpcdml.session.ranks import Meeting, described
 from hpcdml.session.server import Evaluate, ServerPart
 from hpcdml.session.worker import WorkerPart
+from hpcdml.training.rescue import rescue
 from hpcdml.training.setup import about_ranks
+from hpcdml.training.stop_signals import StopSignals
+
+Part = ServerPart | WorkerPart | OverPart
 
 
 def take_part(
@@ -20,8 +27,10 @@ def take_part(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     evaluation: Evaluate | None,
+    stateful: Mapping[str, Stateful],
+    places: Places,
     debug: bool,
-) -> tuple[ServerPart | WorkerPart, Meeting]:
+) -> tuple[Part, Meeting]:
     """Meet all ranks and start this one's part. Every rank calls this.
 
     Raises:
@@ -33,14 +42,24 @@ def take_part(
         home = next((p.device for p in model.parameters()), torch.device("cpu"))
         flat = meeting.flatten(model)
         about = about_ranks(world)
+        record = described(config, model, optimizer, evaluation is not None)
+        over, found, mine = meeting.go_on(record, flat)
+        signals = StopSignals()
 
-        def part() -> ServerPart | WorkerPart:
-            if not world.is_server:
-                return WorkerPart(config, world, flat, optimizer)
-            record = described(config, model, optimizer, evaluation is not None)
-            return ServerPart(record, world, flat, optimizer, evaluation, about, home)
+        def part() -> Part:
+            if over:
+                return OverPart(world, config.run.seed)
+            if world.is_server:
+                made: Part = ServerPart(record, world, flat, optimizer, evaluation, about, home, found, signals)
+            else:
+                made = WorkerPart(config, world, flat, optimizer, mine, stateful, places, signals)
+            signals.watch(config.run.signals)
+            return made
 
         made = meeting.make(part)
+        if isinstance(made, WorkerPart):
+            state = made.state
+            meeting.rescuer = lambda: rescue(state, config.run.output)
         made.start(time.perf_counter())
     except Exception as error:
         meeting.fail(error)

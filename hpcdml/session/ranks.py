@@ -7,17 +7,18 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import nn
 
-from hpcdml.config import TrainConfig
-from hpcdml.errors import HpcdmlError, MachineError, UsageError
+from hpcdml.config import StopOptions, TrainConfig
+from hpcdml.errors import PREEMPTED, HpcdmlError, MachineError, UsageError
 from hpcdml.mpi import faults
 from hpcdml.mpi.world import (
     World,
     abort,
+    at_server,
     barrier,
     failure,
     finish,
@@ -28,10 +29,17 @@ from hpcdml.mpi.world import (
 from hpcdml.parameters import FlatModel
 from hpcdml.session.options import in_python
 from hpcdml.training.devices import pick_device, set_threads
-from hpcdml.training.resumption import OWN_LOOP
+from hpcdml.training.resumption import OWN_LOOP, Resumption, find, give_states
 from hpcdml.training.setup import WIRE_DTYPES, AgreedFailure, compare_options, need_workers, share_values, together
 
 T = TypeVar("T")
+
+
+class Preempted(SystemExit):
+    """The run has been ended by a signal after a checkpoint: what the script does after its loop is for later."""
+
+    def __init__(self) -> None:
+        super().__init__(PREEMPTED)
 
 
 class Meeting:
@@ -40,6 +48,9 @@ class Meeting:
     Args:
         configure: makes and checks the configuration.
         debug: whether a failure shows its traceback.
+
+    Attributes:
+        rescuer: is called when the server has died, and tells what was saved.
     """
 
     def __init__(self, configure: Callable[[], TrainConfig], debug: bool) -> None:
@@ -47,6 +58,7 @@ class Meeting:
         config = self._agreed(configure)
         self.world = join_world()
         self.config = config
+        self.rescuer: Callable[[], str] = str
         self._agreed(self._compare)
 
     def flatten(self, model: nn.Module) -> FlatModel:
@@ -62,6 +74,27 @@ class Meeting:
         # Dropout and the like differ between workers; the model itself is the same.
         torch.manual_seed((torch.initial_seed() + self.world.rank) % 2**63)
         return flat
+
+    def go_on(self, record: TrainConfig, flat: FlatModel) -> tuple[bool, Resumption | None, dict[str, Any] | None]:
+        """Where the run goes on from, if it does. The model then has the values with which it begins.
+
+        Args:
+            record: the configuration as the record of the run has it.
+
+        Returns:
+            Whether it had come to its end; on the server the checkpoint; on a worker its part of it.
+
+        Raises:
+            SystemExit: as ``flatten``.
+        """
+        world = self.world
+        found = self._agreed(lambda: find(record, world, flat))
+        if not at_server(world, found is not None):
+            return False, None, None
+        share_values(world, flat)
+        if at_server(world, found is not None and _is_over(record.stop, found)):
+            return True, None, None
+        return False, found, give_states(world, found, record, None)
 
     def make(self, part: Callable[[], T]) -> T:
         """Make every rank's part.
@@ -81,6 +114,8 @@ class Meeting:
         if not isinstance(error, HpcdmlError):
             text = f"{_place(error)}: {type(error).__name__}: {text}"
             text += "" if self.debug else " (Session(debug=True) shows the traceback)"
+        elif isinstance(error, (faults.ServerLost, faults.NoWord)):
+            text += self.rescuer()
         told = MachineError(text)
         if faults.tolerated() and not self.world.is_server:
             faults.leave(failure(self.world, told))  # the others go on
@@ -121,6 +156,16 @@ class Meeting:
         return flat
 
 
+def _is_over(stop: StopOptions, found: Resumption) -> bool:
+    """Whether a run had come to the bounds that it has still; loops that end by themselves know it by their place."""
+    saved = found.checkpoint.config
+    if not found.complete or any(saved.get(name) != value for name, value in dataclasses.asdict(stop).items()):
+        return False
+    samples, seconds, _ = found.server["bounds"]
+    reached = samples is not None and found.server["machine"]["samples"] >= samples
+    return reached or (seconds is not None and found.seconds >= seconds)
+
+
 def end_together(
     world: World, flat: FlatModel, status: int = 0, present: Iterable[int] = (), silent: Collection[int] = ()
 ) -> None:
@@ -133,10 +178,14 @@ def end_together(
 
     Raises:
         MachineError: on every rank, where it did not.
+        Preempted: on every rank, where a signal ended it.
         ServerLost: the server has died.
     """
     workers = tuple(present)
-    if finish(world, status, workers, silent):
+    agreed = finish(world, status, workers, silent)
+    if agreed == PREEMPTED:
+        raise Preempted
+    if agreed:
         raise MachineError("the run has failed")
     integers = flat.integers()
     copies = [values.detach().cpu() for values in flat.flats]

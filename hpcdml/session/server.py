@@ -17,6 +17,7 @@ from hpcdml.session.batches import shard
 from hpcdml.session.ranks import end_together
 from hpcdml.training.bounds import sample_bound
 from hpcdml.training.evaluation import Score
+from hpcdml.training.resumption import Resumption
 from hpcdml.training.server_job import ServerJob
 from hpcdml.training.stop_signals import StopSignals
 
@@ -53,6 +54,8 @@ class ServerPart:
     Args:
         about: what the record says of the ranks.
         home: the device where the user has the model, to which it returns at the end.
+        resumption: where the run goes on from; None: it is a new one.
+        signals: which tell that the run is to end.
 
     Attributes:
         worker: None, as the server trains nothing.
@@ -72,6 +75,8 @@ class ServerPart:
         evaluation: Evaluate | None,
         about: Mapping[str, str],
         home: torch.device,
+        resumption: Resumption | None,
+        signals: StopSignals,
     ) -> None:
         self.config = config
         self.world = world
@@ -79,7 +84,7 @@ class ServerPart:
         self.workers = len(world.workers)
         self.running = False
         self.model = OwnModel(flat, evaluation)
-        self.job = ServerJob(config, world, self.model, about, None, None, StopSignals())
+        self.job = ServerJob(config, world, self.model, about, resumption, None, signals)
         self._optimizer = optimizer
         self._home = home
         self._start = 0.0
@@ -87,8 +92,9 @@ class ServerPart:
         self._status = 0
 
     def start(self, start: float) -> None:
-        """``start`` is the ``perf_counter`` time that counts as zero in the records."""
-        self._start = start
+        """``start`` is the ``perf_counter`` time at which this job's training begins."""
+        resumption = self.job.resumption
+        self._start = start - (resumption.seconds if resumption is not None else 0.0)
         self._hook = self._optimizer.register_step_pre_hook(_refuse)
 
     def shard(self, loader: Iterable[Any]) -> Iterable[Any]:
@@ -113,6 +119,9 @@ class ServerPart:
     def drawn(self, samples: int, seconds: float) -> None:
         """Never called, as there are no minibatches."""
 
+    def passed(self) -> None:
+        """Never called."""
+
     def loss(self, loss: torch.Tensor) -> None:
         """A loss of the server's own is no part of the run."""
 
@@ -120,6 +129,7 @@ class ServerPart:
         """The loop is over: serve, if there was none, and leave the final parameters in every rank's model."""
         self.opened(None)
         self._hook.remove()
+        self.job.signals.unwatch()
         machine = self.job.machine
         end_together(self.world, self.model.flat, self._status, machine.present, machine.silent)
         self.model.flat.model.to(self._home)

@@ -19,6 +19,7 @@ from hpcdml.launcher import launcher_rank
 from hpcdml.session.alone import Alone
 from hpcdml.session.batches import Batches
 from hpcdml.session.options import configure
+from hpcdml.session.places import Places
 
 
 class Session:
@@ -35,20 +36,29 @@ class Session:
 
     Parameters stay the same objects, and so do the names and shapes of ``state_dict``. Whatever else the loop does,
     such as schedulers, clipping, accumulation, autocast and a ``GradScaler``, it goes on doing; a step that the scaler
-    skips is none. A session writes ``run.h5`` as ``hpcdml train`` does, but no checkpoints: a run that was killed
-    cannot be resumed. Without MPI nothing is written.
+    skips is none. A session writes ``run.h5`` and checkpoints as ``hpcdml train`` does. Without MPI nothing is
+    written.
+
+    With ``resume="auto"`` the script, started again after it was killed or ended by a signal, goes on from the newest
+    valid checkpoint: model, optimizer, what is in ``stateful``, random numbers, the epoch of ``epochs``, and the place
+    in the data, which ``batches`` goes on from. A signal (``signals``, by default SIGTERM, SIGINT and SIGUSR1) on any
+    rank has a checkpoint written; then every rank's loop ends, and ``SystemExit`` with status 75 is raised after it.
 
     Args:
         model: on the device where it is trained. All ranks begin with rank 0's values.
         optimizer: the one optimizer of the model, which may have several groups.
         evaluate: called on rank 0 with the model, beside the serving, every ``eval_seconds``; returns the accuracy, or
             a mapping with ``accuracy``, ``loss`` or both, for the record. Not called without MPI.
+        stateful: what else of the loop a checkpoint is to have, by name: a scheduler, a ``GradScaler``, anything with
+            ``state_dict`` and ``load_state_dict``.
         options: as in ``hpcdml train --help``, with underscores: ``policy``, ``compensation``, ``local_steps``,
             ``staleness``, ``max_local_steps``, ``weighting``, ``outer_optimizer``, ``outer_lr``, ``outer_momentum``,
             ``max_update_norm``, ``wire_dtype``, ``epochs``, ``max_samples``, ``max_seconds``, ``output``,
             ``overwrite``, ``seed``, ``eval_seconds``, ``threads``, ``bind``, ``chunk_kib``, ``poll_us``, ``progress``,
-            ``cuda_aware``, ``worker_timeout``, ``debug``. With ``epochs``, ``max_samples`` or ``max_seconds`` the
-            server stops all loops when all workers together have done so much; without, every loop ends by itself.
+            ``cuda_aware``, ``worker_timeout``, ``min_workers``, ``checkpoint_seconds``, ``checkpoint_rounds``,
+            ``checkpoint_samples``, ``keep_checkpoints``, ``keep_every``, ``resume``, ``signals``, ``debug``. With
+            ``epochs``, ``max_samples`` or ``max_seconds`` the server stops all loops when all workers together have
+            done so much; without, every loop ends by itself.
 
     Raises:
         UsageError: an argument is wrong. In an MPI job ``__enter__`` says so in one line of one rank, and raises
@@ -61,16 +71,20 @@ class Session:
         optimizer: torch.optim.Optimizer,
         *,
         evaluate: Callable[[nn.Module], float | Mapping[str, float]] | None = None,
+        stateful: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.evaluate = evaluate
+        self.stateful = dict(stateful or {})
         self.options = options
         self._parallel = launcher_rank() is not None
         self._part: Any = None
         self._meeting: Any = None
         self._finished = False
+        self._preempted = False
+        self._places = Places()
         self._known: dict[int, tuple[Iterable[Any], Batches]] = {}
         if not self._parallel:
             self._configure()
@@ -79,7 +93,13 @@ class Session:
         if self._parallel:
             parts = importlib.import_module("hpcdml.session.parts")
             self._part, self._meeting = parts.take_part(
-                self._configure, self.model, self.optimizer, self.evaluate, bool(self.options.get("debug"))
+                self._configure,
+                self.model,
+                self.optimizer,
+                self.evaluate,
+                self.stateful,
+                self._places,
+                bool(self.options.get("debug")),
             )
         else:
             self._part = Alone(self._configure(), self.optimizer)
@@ -88,6 +108,8 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._preempted:
+            return
         if error is not None and not (isinstance(error, SystemExit) and not error.code):
             if self._meeting is not None:
                 self._meeting.fail(error)
@@ -108,11 +130,13 @@ class Session:
                     self._meeting.fail(error)
 
             sys.excepthook = fail
-            atexit.register(self.finish)
+            atexit.register(self._finish_at_exit)
         return self
 
     def epochs(self, count: int | None = None) -> Iterator[int]:
         """Count epochs of this process's loop, from 0, until there are ``count``, or the server says stop.
+
+        In a run that goes on the first one is that in which the checkpoint was made.
 
         Args:
             count: passes over this worker's part of the data; None: until the session's bounds are reached.
@@ -123,10 +147,10 @@ class Session:
         stop = self._configure().stop
         if count is None and stop.epochs is stop.max_samples is stop.max_seconds is None:
             raise UsageError("session.epochs(): needs a number, or Session(epochs=, max_samples= or max_seconds=)")
-        epoch = 0
-        while count is None or epoch < count:
-            yield epoch
-            epoch += 1
+        places = self._places
+        while count is None or places.epoch < count:
+            yield places.epoch
+            places.epoch += 1
             # The server has served within its first epoch.
             if not self._part.running:
                 break
@@ -150,7 +174,7 @@ class Session:
         samples = _samples(loader) if divided and shard and isinstance(loader, DataLoader) else None
         if samples is None and self._configure().stop.epochs is not None:
             raise UsageError("Session(epochs=...): cannot be counted, as the loader is not divided; take max_samples")
-        batches = Batches(self._part.shard(loader) if shard else loader, self._part, samples)
+        batches = Batches(self._part.shard(loader) if shard else loader, self._part, samples, self._places)
         self._known[id(loader)] = loader, batches
         return batches
 
@@ -168,10 +192,24 @@ class Session:
 
         Called by itself after the loop over ``epochs``, at the end of a ``with`` block and at the end of the program.
         It waits for all ranks.
+
+        Raises:
+            SystemExit: with status 75, where a signal has ended the run after a checkpoint.
         """
         if not self._finished:
             self._finished = True
-            self._part.finish()
+            try:
+                self._part.finish()
+            except SystemExit:
+                self._preempted = True
+                raise
+
+    def _finish_at_exit(self) -> None:
+        try:
+            self.finish()
+        except SystemExit as error:
+            # Raised at the end of the program it would not be the program's status.
+            importlib.import_module("hpcdml.mpi.world").end_process(error.code)
 
     @property
     def stopped(self) -> bool:
@@ -201,6 +239,10 @@ class Session:
 
     def _configure(self) -> TrainConfig:
         _check(self.model, self.optimizer)
+        for name, part in self.stateful.items():
+            if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
+                kind = type(part).__name__
+                raise UsageError(f"Session(stateful=...): {name}: a {kind} has no state_dict and load_state_dict")
         return configure(self.options)
 
 

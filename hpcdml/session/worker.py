@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -15,16 +15,26 @@ from hpcdml.parameters import FlatModel
 from hpcdml.protocol.policies import make_policy
 from hpcdml.protocol.worker import Worker
 from hpcdml.session.batches import shard
+from hpcdml.session.loop_state import LoopState, Stateful
+from hpcdml.session.places import Places
 from hpcdml.session.ranks import end_together
 from hpcdml.training.blank import BlankState
+from hpcdml.training.random_state import set_random_state
 from hpcdml.training.staging import make_staging
 from hpcdml.training.stop_signals import StopSignals
 from hpcdml.training.worker_job import direct, patience
 from hpcdml.training.worker_loop import WorkerLoop
+from hpcdml.training.worker_state import WorkerState
 
 
 class WorkerPart:
     """Trains by the user's loop. Nothing is sent before ``start``.
+
+    Args:
+        part: what ``give_states`` gave; None: the run is a new one.
+        stateful: what the loop has beside model and optimizer, by name.
+        places: where it is in its data.
+        signals: which tell that the run is to end.
 
     From one step of the optimizer to the next the user's code runs, whatever it does, and hooks and thread poll; all
     that a round does to the model happens within the optimizer's ``step``, after the step proper.
@@ -35,7 +45,17 @@ class WorkerPart:
         running: whether the loop is to go on.
     """
 
-    def __init__(self, config: TrainConfig, world: World, flat: FlatModel, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        world: World,
+        flat: FlatModel,
+        optimizer: torch.optim.Optimizer,
+        part: dict[str, Any] | None,
+        stateful: Mapping[str, Stateful],
+        places: Places,
+        signals: StopSignals,
+    ) -> None:
         self.config = config
         self.world = world
         self.flat = flat
@@ -47,6 +67,16 @@ class WorkerPart:
         self.channel = WorkerChannel(
             world.comm, world.run_id, staging.pull, staging.push, staging.ready, staging.landed
         )
+        blank = BlankState(optimizer)
+        self.state = WorkerState(
+            self.machine, flat, self.channel, staging, LoopState(optimizer, stateful, places, flat.device)
+        )
+        self._seconds = 0.0
+        if part is not None:
+            self.state.go_on(part)
+            self._seconds = float(part["seconds"])
+            if part["own"]:
+                places.on_ready = lambda: set_random_state(part["state"]["random"], flat.device)
         self.loop = WorkerLoop(
             self.machine,
             flat,
@@ -55,15 +85,17 @@ class WorkerPart:
             flat.model,
             config.run.poll_us * 1e-6,
             config.run.progress,
+            self.state,
+            config.run.checkpoints,
             None,
-            False,
-            None,
-            StopSignals(),
+            signals,
             None,
             patience(config),
-            forget=BlankState(optimizer).restore_unless_finite,
+            forget=blank.restore_unless_finite,
         )
         self._optimizer = optimizer
+        self._signals = signals
+        self._leaving = False
         self._open = ExitStack()
         self._computing: AbstractContextManager[None] = self.loop.poller.computing()
         self._polled = 0.0
@@ -72,9 +104,10 @@ class WorkerPart:
         self._losses: list[torch.Tensor] = []
 
     def start(self, start: float) -> None:
-        """From now on steps of the optimizer are local steps; ``start`` as in ``WorkerLoop.begin``."""
-        self.loop.begin(start)
+        """From now on steps of the optimizer are local steps; ``start`` as in ``ServerPart.start``."""
+        self.loop.begin(start - self._seconds)
         self._open.enter_context(self.loop.poller)
+        self._open.callback(self._optimizer.register_step_pre_hook(lambda *unused: self.passed()).remove)
         self._open.callback(self._optimizer.register_step_post_hook(self._after_step).remove)
         self.running = self.loop.proceed()
         self._compute()
@@ -88,8 +121,15 @@ class WorkerPart:
 
     def drawn(self, samples: int, seconds: float) -> None:
         """A minibatch is about to be trained on."""
+        self.passed()
         self._samples += samples
         self._data_seconds += seconds
+
+    def passed(self) -> None:
+        """The loop's body has been gone through: what it has done after the step is as a checkpoint is to have it."""
+        self.loop.passed()
+        if self._leaving:
+            self._leave()
 
     def loss(self, loss: torch.Tensor) -> None:
         """The loss of a minibatch of the step under way."""
@@ -101,7 +141,9 @@ class WorkerPart:
             self._computing.__exit__(None, None, None)
             self.machine.end()
             self.loop.proceed()
-            self._leave()
+            self._stop()
+        self.passed()
+        self._signals.unwatch()
         end_together(self.world, self.flat)
 
     def _after_step(self, *unused: Any) -> None:
@@ -116,15 +158,21 @@ class WorkerPart:
         self._losses, self._samples, self._data_seconds = [], 0, 0.0
         if self.loop.stepped(loss, samples, waited, poller.seconds - self._polled):
             self._compute()
-        else:
+            return
+        self._stop()
+        if not self.loop.holds:
             self._leave()
 
     def _compute(self) -> None:
         self._polled = self.loop.poller.seconds
         self._computing.__enter__()
 
-    def _leave(self) -> None:
+    def _stop(self) -> None:
         self.running = False
+        self._leaving = True
         self._open.close()
+
+    def _leave(self) -> None:
+        self._leaving = False
         self.loop.finish()
         self.channel.close()

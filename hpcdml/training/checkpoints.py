@@ -23,6 +23,7 @@ from hpcdml.mpi.events import StateArrived
 from hpcdml.mpi.server_channel import ServerChannel
 from hpcdml.mpi.tags import FINAL_STATE
 from hpcdml.parameters import FlatModel, Layout, WireVector
+from hpcdml.protocol.messages import Push
 from hpcdml.protocol.rounds import Round
 from hpcdml.protocol.server import Server
 from hpcdml.storage.checkpoint import Checkpoint
@@ -226,16 +227,25 @@ class Checkpoints:
             return
         spool.take(event)
 
+    def left(self, push: Push) -> None:
+        """A worker has sent its last push: if it had not come to a mark by then, it will not."""
+        cut = self._cut
+        if cut is not None and push.worker in cut.spools and push.marked != cut.version:
+            self._give_up(cut)
+
     def lost(self, worker: int) -> None:
         """A worker is lost: a state that lacks its part is given up, and the next version is to be one."""
         self._final.pop(worker, None)
         cut = self._cut
         spool = cut.spools.get(worker) if cut is not None else None
         if cut is not None and spool is not None and not self._whole({worker: spool}, {worker}):
-            self._cut = None
-            self.wanted = True
-            for spool in cut.spools.values():
-                spool.close()
+            self._give_up(cut)
+
+    def _give_up(self, cut: _Cut) -> None:
+        self._cut = None
+        self.wanted = True
+        for spool in cut.spools.values():
+            spool.close()
 
     def work(self, seconds: float) -> None:
         """Hand a checkpoint over to the thread when all of it is there."""

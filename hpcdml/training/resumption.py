@@ -75,6 +75,14 @@ class Resumption:
         """Whether every worker goes on in the midst of what it did; otherwise all begin anew at the version."""
         return not self.server["ended"] and self.saved == self.workers
 
+    @property
+    def complete(self) -> bool:
+        """Whether the run had come to its end, and its result is in its file."""
+        try:
+            return bool(self.server["ended"]) and RunReader(self.path.parent.parent).finished
+        except UsageError:
+            return False
+
     def told(self) -> str:
         """One line: from where the run goes on, and what is dropped."""
         machine = self.server["machine"]
@@ -137,7 +145,7 @@ class Resumption:
         (machine.restore if self.exact else machine.restart)(self.server["machine"])
         return machine
 
-    def parts(self, config: TrainConfig, epoch_samples: int) -> dict[int, dict[str, Any]]:
+    def parts(self, config: TrainConfig, epoch_samples: int | None) -> dict[int, dict[str, Any]]:
         """What each worker needs beside its saved state."""
         machine = self.go_on(Server(make_policy(config.policy), self.workers))
         return {
@@ -149,7 +157,7 @@ class Resumption:
                 "clock": machine.clock[rank],
                 "sequence": machine.sequence[rank],
                 "same_workers": self.saved == self.workers,
-                "pass": machine.samples / epoch_samples,
+                "pass": machine.samples / epoch_samples if epoch_samples else 0.0,
             }
             for rank in self.workers
         }
@@ -165,12 +173,15 @@ class Resumption:
         return own, tree
 
 
-def find(config: TrainConfig, workers: int) -> Resumption | None:
-    """The newest valid checkpoint in the output folder; None: there is none. Damaged ones are told of.
+def find(config: TrainConfig, world: World, flat: FlatModel) -> Resumption | None:
+    """On rank 0, if the run is to go on, the newest valid checkpoint in its folder, whose values are loaded into the
+    model. Damaged ones are told of. None: there is none, or this is not rank 0.
 
     Raises:
-        UsageError: it is one of another configuration; the message names the first difference.
+        UsageError: it is one of another configuration or model; the message names the first difference.
     """
+    if not world.is_server or config.run.resume == "never":
+        return None
     folder = Path(config.run.output) / CHECKPOINT_FOLDER
     path = newest_valid(folder, lambda line: print(f"hpcdml: warning: {line}", file=sys.stderr, flush=True))
     if path is None:
@@ -182,7 +193,9 @@ def find(config: TrainConfig, workers: int) -> Resumption | None:
             raise UsageError(
                 f"{flag(name)} {_show(mine[name])}: {path} has {_show(value)}; a run goes on only with the same"
             )
-    return Resumption(path, checkpoint, tuple(range(1, workers + 1)))
+    found = Resumption(path, checkpoint, tuple(range(1, len(world.workers) + 1)))
+    found.load_start(flat)
+    return found
 
 
 def saved_config(folder: str) -> dict[str, Any]:
@@ -198,12 +211,22 @@ def saved_config(folder: str) -> dict[str, Any]:
     return dict(read_checkpoint(path, parameters=False, server=False, workers=(), check=False).config)
 
 
-def give_states(world: World, found: Resumption | None, parts: dict[int, dict[str, Any]]) -> dict[str, Any] | None:
-    """Hand every worker its part; every rank calls this.
+def give_states(
+    world: World, found: Resumption | None, config: TrainConfig, epoch_samples: int | None
+) -> dict[str, Any] | None:
+    """Hand every worker its part, and say from where the run goes on; every rank calls this.
+
+    Args:
+        found: on rank 0 where the run goes on from.
+        epoch_samples: training samples of all workers together in one epoch; None: not known.
 
     Returns:
-        On a worker what ``WorkerState`` restores: the part with the state in ``"state"``; None on rank 0.
+        On a worker what ``WorkerState.go_on`` takes: the part with the state in ``"state"``; None on rank 0.
     """
+    parts: dict[int, dict[str, Any]] = {}
+    if found is not None:
+        print(f"hpcdml: {found.told()}", file=sys.stderr, flush=True)
+        parts = found.parts(config, epoch_samples)
 
     def image(rank: int) -> np.ndarray:
         assert found is not None
@@ -228,7 +251,10 @@ def known_options(config: dict[str, Any]) -> dict[str, Any]:
         UsageError: they are those of a session, whose loop is not hpcdml's.
     """
     if str(config.get("dataset")).endswith(OWN_LOOP):
-        raise UsageError("this was a run of a hpcdml.Session: only runs of hpcdml train can be resumed or repeated")
+        raise UsageError(
+            "this was a run of a hpcdml.Session, whose loop is in its script: that goes on when it is started again "
+            'with Session(resume="auto"), and cannot be repeated bit for bit'
+        )
     known = TrainConfig().flat()
     return {name: value for name, value in config.items() if name in known}
 

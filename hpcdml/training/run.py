@@ -8,9 +8,9 @@ import traceback
 from collections.abc import Callable
 
 from hpcdml.config import RunOptions, TrainConfig
-from hpcdml.errors import HpcdmlError, MachineError, UsageError
+from hpcdml.errors import MachineError, UsageError
 from hpcdml.mpi import faults
-from hpcdml.mpi.world import SERVER, World, abort, barrier, failure, finish, gather, join_world
+from hpcdml.mpi.world import World, abort, at_server, barrier, failure, finish, join_world
 from hpcdml.protocol.policies import make_policy
 from hpcdml.storage.run_reader import RunReader
 from hpcdml.training.bounds import stop_bounds
@@ -23,6 +23,7 @@ from hpcdml.training.replay import (
     share_script,
     tell_replay,
 )
+from hpcdml.training.rescue import rescue
 from hpcdml.training.resumption import Resumption, find, give_states, known_options, saved_config, share_config
 from hpcdml.training.server_job import ServerJob
 from hpcdml.training.setup import AgreedFailure, Setup, about_ranks, need_workers, set_up, share_values, together
@@ -57,7 +58,8 @@ def resume(folder: str, options: dict[str, object]) -> int:
     def work(world: World, signals: StopSignals) -> int:
         found = together(lambda: saved_config(folder) if world.is_server else None)
         saved = share_config(world, found)
-        given = {**known_options(saved), "output": folder, "overwrite": False, "resume": "auto", **options}
+        known = together(lambda: known_options(saved))
+        given = {**known, "output": folder, "overwrite": False, "resume": "auto", **options}
         config = together(lambda: TrainConfig.from_flat(given))
         signals.watch(config.run.signals)
         return _run(config, world, signals)
@@ -138,18 +140,12 @@ def _run(
     """
     together(lambda: need_workers(world, NO_WORKERS))
     setup = set_up(config, world)
-    found = together(lambda: _find(config, world, setup))
-    resumes = _at_server(world, found is not None)
-    if resumes and _at_server(world, found is not None and _has_ended(config, setup, found)):
+    found = together(lambda: find(config, world, setup.flat))
+    resumes = at_server(world, found is not None)
+    if resumes and at_server(world, found is not None and _has_ended(config, setup, found)):
         return 0
     share_values(world, setup.flat)
-    part = None
-    if resumes:
-        parts = {}
-        if found is not None:
-            print(f"hpcdml: {found.told()}", file=sys.stderr, flush=True)
-            parts = found.parts(config, setup.epoch_samples)
-        part = give_states(world, found, parts)
+    part = give_states(world, found, config, setup.epoch_samples) if resumes else None
     about = about_ranks(world)
     worker = together(lambda: None if world.is_server else WorkerJob(config, world, setup, part, script, signals))
     # Only now that nothing else can go wrong, as it leaves a file behind.
@@ -164,7 +160,7 @@ def _run(
         job.run(begin)
         return finish(world, 0, ())
     except (faults.ServerLost, faults.NoWord) as error:
-        failed = MachineError(f"{error}{_rescued(job)}")
+        failed = MachineError(f"{error}{rescue(job.state, config.run.output)}")
         if isinstance(error, faults.NoWord) and faults.tolerated() and about["rank0_host"] != world.host:
             # Perhaps only this host is cut off, and the others train on.
             faults.leave(failure(world, failed))
@@ -176,33 +172,10 @@ def _run(
         raise
 
 
-def _rescued(job: WorkerJob) -> str:
-    """Save a worker's model, and say where it is."""
-    try:
-        return f"; this worker's model is in {job.rescue()}"
-    except HpcdmlError as error:
-        return f"; this worker's model could not be saved: {error}"
-
-
-def _find(config: TrainConfig, world: World, setup: Setup) -> Resumption | None:
-    """On rank 0, where the run goes on from; its values are loaded into the model."""
-    if not world.is_server or config.run.resume == "never":
-        return None
-    found = find(config, len(world.workers))
-    if found is not None:
-        found.load_start(setup.flat)
-    return found
-
-
 def _has_ended(config: TrainConfig, setup: Setup, found: Resumption) -> bool:
     """Whether the run had come to the end that the options name; a line says so."""
     bounds = stop_bounds(config.stop, setup.epoch_samples)
-    if not found.server["ended"] or found.server["bounds"] != bounds:
+    if not found.complete or found.server["bounds"] != bounds:
         return False
     print(f"hpcdml: {config.run.output}: the run has ended; --epochs or --max-samples gives it more to do", flush=True)
     return True
-
-
-def _at_server(world: World, value: bool) -> bool:
-    """Rank 0's truth value on every rank."""
-    return bool(gather(world, int(value))[SERVER])

@@ -170,8 +170,11 @@ class ServerJob:
             cpu = resources.cpu_seconds()
             loop.run(start)
             seconds, cpu = loop.seconds, resources.cpu_seconds() - cpu
-            if keep and loop.preempted is None:
+            if keep and (loop.preempted is None or checkpoints.wanted):
                 checkpoints.final(seconds, integers)
+            elif checkpoints.wanted and loop.preempted is not None:
+                why = "a worker had ended already; a run with checkpoints at intervals has one at its end as well"
+                print(f"hpcdml: warning: no checkpoint was saved: {why}", file=sys.stderr, flush=True)
             version, x = machine.version, aggregator.x
             if self.script is not None and self.script.kept is not None and self.script.integers is not None:
                 version, x, integers = self.script.last, self.script.kept, self.script.integers

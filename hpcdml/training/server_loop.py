@@ -207,6 +207,7 @@ class ServerLoop:
             self._preempt(f"rank {push.worker} was asked to end")
         if push.flags & FINAL:
             self._blocks_due[push.worker] = push.records
+            self.checkpoints.left(push)
         self._carry_out(self.machine.pushed(push))
         self._version_made()
 
@@ -356,6 +357,8 @@ class ServerLoop:
             self._work()
         if self.signals.received is not None:
             self._preempt(f"{self.signals.received} on rank 0")
+        elif self.preempted is not None:
+            self._preempt(self.preempted)
         limit, target = self.stop.max_seconds, self.stop.target_accuracy
         if not self.machine.stopping and self.preempted is None:
             if limit is not None and self.seconds >= limit:
@@ -378,6 +381,9 @@ class ServerLoop:
             self.preempted = why
             self.checkpoints.wanted = True
             self.writer.event(self.seconds, 0, "preempted", why)
+        if self.preempted is not None and not self.machine.stopping and self.machine.some_have_ended:
+            # The state of a worker that has ended its own loop can be had only with those at the end of all.
+            self._request_stop(self.preempted)
 
     def _request_stop(self, why: str) -> None:
         self.writer.event(self.seconds, 0, "stopping", why)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+
 from hpcdml.config import TrainConfig
 from hpcdml.training.data import TaskData
 from hpcdml.training.data.sampler import place_at
 from hpcdml.training.local_step import batches
-from hpcdml.training.worker_state import WorkerState
+from hpcdml.training.step_state import StepState
 
 
 class Shares:
@@ -20,14 +22,18 @@ class Shares:
         config: of the run.
         data: this worker's data.
         state: holds the worker's sampler and step.
+        device: that of the model.
         rank: of this worker.
         workers: number of workers at the start.
     """
 
-    def __init__(self, config: TrainConfig, data: TaskData, state: WorkerState, rank: int, workers: int) -> None:
+    def __init__(
+        self, config: TrainConfig, data: TaskData, state: StepState, device: torch.device, rank: int, workers: int
+    ) -> None:
         self.config = config
         self.data = data
         self.state = state
+        self.device = device
         self.rank = rank
         self.live = list(range(1, workers + 1))
 
@@ -48,4 +54,4 @@ class Shares:
         number, position = old.state
         new.restore(place_at(new, number, position / old.size))
         self.state.sampler = new
-        self.state.step.batches = batches(self.data.train.feed(new), self.state.flat.device)
+        self.state.step.batches = batches(self.data.train.feed(new), self.device)

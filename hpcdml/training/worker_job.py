@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,27 +13,23 @@ from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.mpi.world import World
 from hpcdml.protocol.policies import make_policy
 from hpcdml.protocol.worker import Worker
-from hpcdml.storage.parameters_file import write_state
 from hpcdml.training.compiling import compile_step
-from hpcdml.training.data import Sampler
-from hpcdml.training.data.sampler import place_at
 from hpcdml.training.local_step import LocalStep, batches
 from hpcdml.training.optimizers import make_optimizer, make_scheduler
 from hpcdml.training.precision import Precision
+from hpcdml.training.random_state import random_state, set_random_state
 from hpcdml.training.replay import WorkerScript
 from hpcdml.training.setup import Setup
 from hpcdml.training.shares import Shares
 from hpcdml.training.staging import make_staging
-from hpcdml.training.state import state_arrays
+from hpcdml.training.step_state import StepState
 from hpcdml.training.stop_signals import StopSignals
 from hpcdml.training.worker_loop import WorkerLoop
-from hpcdml.training.worker_state import WorkerState, contained_samples, random_state, set_random_state
+from hpcdml.training.worker_state import WorkerState
 
 PATIENCE, LEAST_PATIENCE = 3.0, 30.0
 """A worker gives the server up after so many times ``--worker-timeout``, and so many seconds at least: the server may
 be waiting for another worker, and TCP needs a while after a cut."""
-RESCUE_FOLDER = "rescued"
-"""Folder, in that of the run, of what workers save when the server has died."""
 
 
 class WorkerJob:
@@ -60,7 +55,6 @@ class WorkerJob:
     ) -> None:
         flat = setup.flat
         self.device = flat.device
-        self.folder = Path(config.run.output)
         # Dropout and the like differ between workers; the model itself was built from the run's seed.
         torch.manual_seed(config.run.seed * 1_000_003 + world.rank)
         optimizer = make_optimizer(config.optimizer, flat.model)
@@ -86,9 +80,10 @@ class WorkerJob:
         self.channel = WorkerChannel(
             world.comm, world.run_id, staging.pull, staging.push, staging.ready, staging.landed
         )
-        self.state = WorkerState(machine, flat, self.channel, staging, step, setup.sampler)
+        training = StepState(step, setup.sampler, flat.device)
+        self.state = WorkerState(machine, flat, self.channel, staging, training)
         if part is not None:
-            self._resume(part, setup.sampler)
+            self.state.go_on(part)
         # Last, as everything above may draw random numbers.
         self.random = part["state"]["random"] if part is not None and part["own"] else random_state(flat.device)
         poll = config.run.poll_us * 1e-6
@@ -104,7 +99,7 @@ class WorkerJob:
             config.run.checkpoints,
             script,
             signals,
-            Shares(config, setup.data, self.state, world.rank, len(world.workers)),
+            Shares(config, setup.data, training, flat.device, world.rank, len(world.workers)),
             patience(config),
             step.schedule,
             step.blank.restore_unless_finite,
@@ -121,34 +116,6 @@ class WorkerJob:
         self.loop.run(start, self.step)
         self.channel.close()
         return 0
-
-    def rescue(self) -> Path:
-        """Save this worker's model, which nobody else has, to a file of its own, and return its path.
-
-        Raises:
-            HpcdmlError: it cannot be written.
-        """
-        machine = self.state.machine
-        path = self.folder / RESCUE_FOLDER / f"worker-{machine.rank}.h5"
-        about = {"worker": machine.rank, "version": machine.version, "unsent_local_steps": machine.unsent}
-        write_state(path, state_arrays(self.state.flat.model), about)
-        return path
-
-    def _resume(self, part: dict[str, Any], sampler: Sampler) -> None:
-        tree = part["state"]
-        if part["exact"]:
-            self.state.restore_at_mark(tree)
-            return
-        if tree is not None:
-            self.state.restore_own(tree)
-        if part["same_workers"]:
-            sampler.restore(tree["sampler"])
-        else:
-            # About as much of every shard as of the whole has been seen in this pass.
-            whole, share = divmod(part["pass"], 1.0)
-            sampler.restore(place_at(sampler, int(whole), share))
-        samples = contained_samples(tree) if part["own"] else part.get("samples", 0)
-        self.state.machine.restart(part["version"], part["seen"], part["clock"], samples, part["sequence"])
 
 
 def patience(config: TrainConfig) -> float | None:

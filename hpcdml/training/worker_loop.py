@@ -41,7 +41,8 @@ class WorkerLoop:
     """Trains until the server says stop, or takes part in a training loop of somebody else's.
 
     Such a loop calls ``begin``, enters ``poller``, calls ``proceed`` once and then ``stepped`` after every local step,
-    computes within ``poller.computing()``, leaves ``poller`` after the last step and calls ``finish``.
+    computes within ``poller.computing()``, leaves ``poller`` after the last step and calls ``finish``. What its body
+    does after a step belongs to the state that is saved: it calls ``passed`` when its body has been gone through.
 
     Args:
         machine: the worker's state machine.
@@ -51,7 +52,7 @@ class WorkerLoop:
         model: what is trained.
         poll_seconds: least time between two polls within a step, in seconds.
         progress: what polls within a step; see ``StepPoller``.
-        state: saves this worker's state; None: no checkpoint will be asked for.
+        state: saves this worker's state.
         keep: whether the state is saved at the end as well, for a run that goes on from there.
         script: when a recorded run took in messages, which this one repeats; None: it is a run of its own.
         signals: which tell that the run is to end; the server learns of it from the next push.
@@ -70,7 +71,7 @@ class WorkerLoop:
         model: nn.Module,
         poll_seconds: float,
         progress: ProgressName,
-        state: WorkerState | None,
+        state: WorkerState,
         keep: bool,
         script: WorkerScript | None,
         signals: StopSignals,
@@ -103,6 +104,9 @@ class WorkerLoop:
             SendPush: self._send_push,
             Stop: self._stop,
         }
+        self._own = False
+        self._marked = 0
+        self._held: list[tuple[int, Callable[[], dict[str, Any]]]] = []
         self._records = StepRecords(flat.device)
         self._blocks = 0
         self._checked = False
@@ -122,6 +126,7 @@ class WorkerLoop:
             ServerLost, NoWord: the server has died, or does not answer.
             ValueError: the model replaced a parameter or buffer that the run exchanges.
         """
+        self._own = True
         self.model.train()
         self.begin(start)
         with self.poller:
@@ -136,7 +141,7 @@ class WorkerLoop:
         self._sent_at = self._recorded = time.perf_counter()
         if not self.flat.base:
             self.flat.set_base()
-        if self.state is not None and self.state.send_again():
+        if self.state.send_again():
             self._await_message()
             self._deliver()
 
@@ -155,7 +160,8 @@ class WorkerLoop:
 
     def finish(self) -> None:
         """After the last step: wait until everything has left."""
-        if self.keep and self.state is not None:
+        self.passed()
+        if self.keep:
             self._send_state(FINAL_STATE, self.state.own)
         backoff = Backoff()
         while not self.channel.drained:
@@ -298,7 +304,7 @@ class WorkerLoop:
         while not self.channel.push_free:
             self.poller.poll()
         norm = (lambda: self.staging.norm) if action.push.local_steps else None
-        self.channel.send(self._with_blocks(action.push), self.flat.integers(), norm)
+        self.channel.send(self._with_news(action.push), self.flat.integers(), norm)
         self._idle += time.perf_counter() - begin
 
     def _stop(self, action: Stop) -> None:
@@ -324,14 +330,29 @@ class WorkerLoop:
         if self.patience is not None and self._silence > self.patience:
             raise faults.NoWord(f"rank 0, the server, has not answered for {self._silence:.0f} s")
 
+    @property
+    def holds(self) -> bool:
+        """Whether a state is to be sent that lacks what the rest of the loop's body will do."""
+        return self.keep or bool(self._held)
+
+    def passed(self) -> None:
+        """The body of the loop has been gone through: send the states that the server has asked for meanwhile."""
+        for version, save in self._held:
+            self._send_state(version, save)
+        self._held.clear()
+
     def _save_if_marked(self) -> None:
         """Save this worker's state before any later message is taken in, where the server has asked for it."""
         mark, self.channel.mark = self.channel.mark, None
-        if mark is not None and self.state is not None:
-            state = self.state
-            begin = time.perf_counter()
-            self._send_state(mark.version, lambda: state.at_mark(mark.answers))
-            self._idle += time.perf_counter() - begin
+        if mark is None:
+            return
+        begin = time.perf_counter()
+        self._marked = mark.version
+        if self._own:
+            self._send_state(mark.version, lambda: self.state.at_mark(mark.answers))
+        else:
+            self._held.append((mark.version, self.state.at_mark_and_later(mark.answers)))
+        self._idle += time.perf_counter() - begin
 
     def _send_state(self, version: int, save: Callable[[], dict[str, Any]]) -> None:
         if self._records.count:
@@ -347,6 +368,6 @@ class WorkerLoop:
         self._blocks += 1
         self._sent_at = now
 
-    def _with_blocks(self, push: Push) -> Push:
+    def _with_news(self, push: Push) -> Push:
         flags = push.flags if self.signals.received is None else push.flags | LEAVE
-        return dataclasses.replace(push, flags=flags, records=self._blocks)
+        return dataclasses.replace(push, flags=flags, records=self._blocks, marked=self._marked)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,18 @@ from hpcdml.mpi.worker_channel import WorkerChannel
 from hpcdml.parameters import FlatModel
 from hpcdml.protocol.messages import Push
 from hpcdml.protocol.worker import Worker
-from hpcdml.storage.tree import TensorArray
-from hpcdml.training.data import Sampler
-from hpcdml.training.local_step import LocalStep
+from hpcdml.storage.tree import TensorArray, map_tree
 from hpcdml.training.staging import Staging
-from hpcdml.training.state import load_optimizer, to_array, to_arrays, to_tensor, to_tensors
+from hpcdml.training.state import to_array, to_tensor
+from hpcdml.training.step_state import TrainingState
 
 
 class WorkerState:
     """Saves and restores the parts of a worker.
 
     Args:
-        machine, flat, channel, staging, step, sampler: the parts.
+        machine, flat, channel, staging: the parts.
+        training: what the worker trains by.
     """
 
     def __init__(
@@ -35,40 +36,26 @@ class WorkerState:
         flat: FlatModel,
         channel: WorkerChannel,
         staging: Staging,
-        step: LocalStep,
-        sampler: Sampler,
+        training: TrainingState,
     ) -> None:
         self.machine = machine
         self.flat = flat
         self.channel = channel
         self.staging = staging
-        self.step = step
-        self.sampler = sampler
+        self.training = training
         self._again: tuple[Push, np.ndarray] | None = None
 
     def own(self) -> dict[str, Any]:
-        """What the worker has beside the model: optimizer, scheduler, scaler, residuals, random numbers, place in its
-        data. Arrays may share the memory of tensors.
+        """What the worker has beside the model, when the body of its loop has been gone through: optimizer, scheduler,
+        scaler, residuals, random numbers, place in its data. Arrays may share the memory of tensors.
 
         Raises:
             UsageError: something in it cannot be saved; the message names it.
         """
-        step = self.step
-        name = type(step.optimizer).__name__
-        scaler = step.precision.scaler
-        return {
-            "machine": self.machine.state(),
-            "optimizer": to_arrays(step.optimizer.state_dict(), f"optimizer {name}"),
-            "scheduler": None if step.scheduler is None else to_arrays(step.scheduler.state_dict(), "scheduler"),
-            "scaler": None if scaler is None else to_arrays(scaler.state_dict(), "loss scaler"),
-            "epoch": step.epoch,
-            "residual": [None if rest is None else to_array(rest) for rest in self.flat.residual],
-            "random": random_state(self.flat.device),
-            "sampler": self.sampler.state,
-        }
+        return self._now() | self.training.later()
 
     def at_mark(self, contained: int) -> dict[str, Any]:
-        """All of the worker, in the midst of training.
+        """All of the worker, in the midst of training, but for what ``training.later`` gives.
 
         Args:
             contained: number of its pushes that the server's saved state contains; the one after that is under way.
@@ -83,26 +70,46 @@ class WorkerState:
                 "integers": self.channel.pushed_integers.copy(),
                 "update": [to_array(segment) for segment in self.staging.update.segments],
             }
-        return self.own() | {
+        return self._now() | {
             "model": [to_array(flat) for flat in self.flat.flats],
             "base": [to_array(base) for base in self.flat.base],
             "integers": self.flat.integers(),
             "push": sent,
         }
 
+    def at_mark_and_later(self, contained: int) -> Callable[[], dict[str, Any]]:
+        """A function that completes what ``at_mark`` gives now, to be called when the body of the loop has been gone
+        through; it raises as ``at_mark`` does.
+        """
+        saved: list[dict[str, Any]] = []
+        failure: list[UsageError] = []
+        try:
+            saved.append(map_tree(self.at_mark(contained), "", lambda item, _: copy.deepcopy(item)))
+        except UsageError as error:
+            failure.append(error)
+
+        def complete() -> dict[str, Any]:
+            if failure:
+                raise failure[0]
+            return saved[0] | self.training.later()
+
+        return complete
+
+    def _now(self) -> dict[str, Any]:
+        return {
+            "machine": self.machine.state(),
+            "residual": [None if rest is None else to_array(rest) for rest in self.flat.residual],
+            **self.training.now(),
+        }
+
     def restore_own(self, tree: dict[str, Any]) -> None:
-        """Take over what ``own`` gave, but for the random numbers, which are to be set right before training.
+        """Take over what ``own`` gave, but for the random numbers, which are to be set right before training, and the
+        place in the data.
 
         Raises:
             UsageError: it does not fit this worker.
         """
-        step = self.step
-        load_optimizer(step.optimizer, tree["optimizer"])
-        if step.scheduler is not None:
-            step.scheduler.load_state_dict(to_tensors(tree["scheduler"]))
-        if step.precision.scaler is not None and tree["scaler"]:
-            step.precision.scaler.load_state_dict(to_tensors(tree["scaler"]))
-        step.epoch = int(tree["epoch"])
+        self.training.restore(tree)
         _load("residual", self.flat.residual, tree["residual"])
 
     def restore_at_mark(self, tree: dict[str, Any]) -> None:
@@ -112,7 +119,7 @@ class WorkerState:
             UsageError: it does not fit this worker.
         """
         self.restore_own(tree)
-        self.sampler.restore(tree["sampler"])
+        self.training.restore_place(tree)
         self.machine.restore(tree["machine"])
         self.flat.set_base()
         _load("model", self.flat.flats, tree["model"])
@@ -121,8 +128,27 @@ class WorkerState:
         sent = tree["push"]
         if sent is not None:
             _load("update", self.staging.update.segments, sent["update"])
-            push = self.machine.sent_again(Push(**{**sent["header"], "records": 0}))
+            push = self.machine.sent_again(Push(**{**sent["header"], "records": 0, "marked": 0}))
             self._again = push, np.array(sent["integers"])
+
+    def go_on(self, part: dict[str, Any]) -> None:
+        """Go on with a run as ``give_states`` says.
+
+        Raises:
+            UsageError: the saved state does not fit this worker.
+        """
+        tree = part["state"]
+        if part["exact"]:
+            self.restore_at_mark(tree)
+            return
+        if tree is not None:
+            self.restore_own(tree)
+        if part["same_workers"]:
+            self.training.restore_place(tree)
+        else:
+            self.training.estimate_place(part)
+        samples = _contained_samples(tree) if part["own"] else part.get("samples", 0)
+        self.machine.restart(part["version"], part["seen"], part["clock"], samples, part["sequence"])
 
     def join(self) -> None:
         """In a process that is new in the run: a push without payload is to be sent, whose answer is its beginning."""
@@ -145,29 +171,10 @@ class WorkerState:
         return not push.local_steps
 
 
-def contained_samples(tree: dict[str, Any]) -> int:
+def _contained_samples(tree: dict[str, Any]) -> int:
     """Training samples of a saved worker that the server's saved state contains."""
     sent = tree.get("push")
     return int(tree["machine"]["_pushed"]) - (int(sent["header"]["samples"]) if sent else 0)
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """The states of the random numbers of PyTorch (those of ``device`` as well), numpy and Python."""
-    return {
-        "torch": torch.get_rng_state().numpy(),
-        "cuda": torch.cuda.get_rng_state(device).numpy() if device.type == "cuda" else None,
-        "numpy": np.random.get_state(),
-        "python": random.getstate(),
-    }
-
-
-def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Go on with the random numbers of ``random_state``."""
-    torch.set_rng_state(torch.from_numpy(np.array(state["torch"])))
-    if device.type == "cuda" and state["cuda"] is not None:
-        torch.cuda.set_rng_state(torch.from_numpy(np.array(state["cuda"])), device)
-    np.random.set_state(state["numpy"])
-    random.setstate(state["python"])
 
 
 def _load(what: str, own: list[Any], saved: list[TensorArray | None]) -> None:
