@@ -1,6 +1,7 @@
 """A loop with everything that has a state of its own, for test_session_resume; every rank prints one JSON line.
 
-``resumed_session.py FOLDER OPTIONS [SECONDS]``: options of the session as JSON, and how long a step lasts.
+``resumed_session.py FOLDER OPTIONS [SECONDS]``: options of the session as JSON, and how long a step lasts. The option
+``loop`` is the number of epochs, or a list of those of each worker.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ def main(folder: str, options: str, seconds: float = 0.0) -> None:
     taken = 0
     own = {"scheduler": scheduler, "averaged": averaged} if stateful else {}
     with hpcdml.Session(model, optimizer, output=folder, stateful=own, **given) as session:
+        if isinstance(epochs, list):
+            epochs = epochs[session.worker or 0]
         for epoch in session.epochs(epochs):
             seen.append(epoch)
             model.train()

@@ -107,6 +107,9 @@ def _uneven(policy: str, output: str, own: tuple[int, int], **options: Any) -> O
 
 for _policy in ("bsp", "local-sgd", "asp", "ssp", "osp", "losp"):
     CASES[f"uneven_{_policy}"] = lambda output, policy=_policy: _uneven(policy, output, (5, 41))
+for _number in range(4):
+    # Every version is to be a checkpoint, the one at which a worker's loop ends as well.
+    CASES[f"marked_{_number}"] = lambda output: _uneven("bsp", output, (7, 9), checkpoint_rounds=1)
 CASES["idle_worker"] = lambda output: _uneven("losp", output, (0, 30))
 CASES["nobody_steps"] = lambda output: _uneven("losp", output, (0, 0))
 CASES["narrow"] = lambda output: _uneven("losp", output, (20, 30), wire_dtype="bf16")

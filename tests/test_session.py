@@ -18,12 +18,15 @@ import hpcdml
 import launch
 from hpcdml.errors import UsageError
 from hpcdml.session.batches import count, shard
+from hpcdml.storage.checkpoint import read_checkpoint
+from hpcdml.storage.checkpoint_folder import newest_valid
 from hpcdml.storage.run_reader import RunReader
 
 CASES = Path(__file__).with_name("session_cases.py")
 POLICIES = ["bsp", "local-sgd", "asp", "ssp", "osp", "losp"]
 GOOD = ["plain", "leaves", "bounded", "skipped", "closure", "stream"]
 GOOD += [f"uneven_{policy}" for policy in POLICIES] + ["idle_worker", "nobody_steps", "narrow"]
+GOOD += [f"marked_{number}" for number in range(4)]
 
 
 def drawn(loaders: list[Any]) -> list[list[int]]:
@@ -197,6 +200,15 @@ def test_workers_without_a_step_leave(job: Any) -> None:
     assert [line["taken"] for line in said["idle_worker"]] == [0, 0, 30]
     assert [line["taken"] for line in said["nobody_steps"]] == [0, 0, 0]
     assert not len(table(folder, "nobody_steps", "rounds"))
+
+
+def test_a_loop_may_end_where_a_checkpoint_is_asked_for(job: Any) -> None:
+    folder, said = job
+    for number in range(4):
+        assert [line["taken"] for line in said[f"marked_{number}"]] == [0, 7, 9]
+        newest = newest_valid(folder / f"marked_{number}" / "checkpoints")
+        assert newest is not None
+        assert read_checkpoint(newest, parameters=False, workers=()).server["ended"]
 
 
 def test_a_worker_breaks_out(job: Any) -> None:

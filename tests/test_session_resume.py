@@ -45,14 +45,16 @@ def run(folder: Path, ranks: int = 3, **options: Any) -> list[dict[str, Any]]:
     return lines(done)
 
 
-def broken(folder: Path, number: int, rank: int, **options: Any) -> tuple[int, str]:
-    """Start the script, and send a signal to one rank, or kill all, when there is a checkpoint in the second epoch."""
+def broken(folder: Path, number: int, rank: int, after: int = 300, **options: Any) -> tuple[int, str]:
+    """Start the script, and send a signal to one rank, or kill all, when there is a checkpoint and so many samples have
+    been trained on, in the second epoch unless others are given.
+    """
     mpirun = [launch.find_mpirun() or "mpirun", "-n", "3"]
     job, mark = launch.start([*mpirun, *command(folder, options, STEP)])
     try:
         deadline = time.monotonic() + 100
         samples = 0
-        while (samples < 300 or newest_valid(folder / "checkpoints") is None) and time.monotonic() < deadline:
+        while (samples < after or newest_valid(folder / "checkpoints") is None) and time.monotonic() < deadline:
             time.sleep(0.05)
             with suppress(UsageError):
                 samples = int(RunReader(folder).table("rounds")["samples"].max(initial=0))
@@ -129,6 +131,20 @@ def test_policies_that_do_not_wait_go_on(_needs_mpirun: None, tmp_path: Path, po
     # The bound is reached: nothing is to be done any more.
     again = run(folder, **options)
     assert [line["taken"] for line in again] == [0, 0, 0] and again[0]["digest"] == found[0]["digest"]
+
+
+def test_a_signal_after_one_of_the_loops_has_ended(_needs_mpirun: None, tmp_path: Path) -> None:
+    """No consistent state can be had in the midst any more: all end, and go on from there."""
+    folder = tmp_path / "run"
+    options = {"policy": "asp", "loop": [1, 12]}
+    status, out = broken(folder, signal.SIGTERM, 2, after=5 * 120, **options)
+    assert status == PREEMPTED, out
+    found = run(folder, **options)
+    rest = [line["taken"] for line in found]
+    assert rest[1] == 0 and 0 < rest[2] < 150, out
+    steps = RunReader(folder).table("steps")
+    assert [int((steps["worker"] == w).sum()) for w in (1, 2)] == [15, 180]
+    assert len({line["digest"] for line in found}) == 1
 
 
 def test_a_loader_goes_on_at_its_place() -> None:
