@@ -169,6 +169,8 @@ class ServerJob:
                 )
             cpu = resources.cpu_seconds()
             loop.run(start)
+            if loop.replacements is not None:
+                loop.replacements.close()
             seconds, cpu = loop.seconds, resources.cpu_seconds() - cpu
             if keep and (loop.preempted is None or checkpoints.wanted):
                 checkpoints.final(seconds, integers)
