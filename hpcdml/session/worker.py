@@ -110,7 +110,10 @@ class WorkerPart:
         self._open.callback(self._optimizer.register_step_pre_hook(lambda *unused: self.passed()).remove)
         self._open.callback(self._optimizer.register_step_post_hook(self._after_step).remove)
         self.running = self.loop.proceed()
-        self._compute()
+        if self.running:
+            self._compute()
+        else:  # a run that goes on may have reached its end
+            self._stop()
 
     def shard(self, loader: Iterable[Any]) -> Iterable[Any]:
         """This worker's part of a loader."""
