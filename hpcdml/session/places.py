@@ -65,19 +65,20 @@ class Place:
             return iter(loader)
         self.goes_on = False
         if isinstance(by_batch, Resumable):
-            self._estimate(len(by_batch), 1)
+            self._estimate(by_batch, 1)
             by_batch.skip = self.batches
         elif isinstance(by_sample, Resumable) and isinstance(loader, DataLoader):
-            self._estimate(len(by_sample), loader.batch_size or 1)
+            self._estimate(by_sample, loader.batch_size or 1)
             by_sample.skip = self.samples
         else:
-            self._estimate(len(loader) if self.share is not None and isinstance(loader, Sized) else 0, 1)
+            self._estimate(loader, 1)
             return islice(iter(loader), self.batches, None)
         return iter(loader)
 
-    def _estimate(self, length: int, batch: int) -> None:
+    def _estimate(self, source: object, batch: int) -> None:
+        # Only here is a length needed, which not every sampler has.
         if self.share is not None:
-            entries = round(self.share * length)
+            entries = round(self.share * len(source)) if isinstance(source, Sized) else 0
             self.batches, self.samples, self.share = entries // batch, entries, None
 
 
