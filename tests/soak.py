@@ -12,7 +12,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 import launch
+import under_way
 from hpcdml.storage.run_reader import RunReader
 from test_faults import OPTIONS, accuracy
 
@@ -40,21 +40,27 @@ def main(minutes: float, how: str = "") -> None:
         while time.monotonic() < until:
             memory.append(_job(run, until, done, how))
             print(json.dumps({"done": done, "jobs": len(memory), "MiB of rank 0": memory[-1]}), flush=True)
-        options = ["--max-samples", str(_samples(run) + 20000), "--epochs", "none"]
+        options = ["--max-samples", str(under_way.samples(run) + 20000), "--epochs", "none"]
         last = launch.run([*_mpirun(), "resume", str(run), *options], timeout=HANG_SECONDS)
         assert last.returncode == 0, last.stderr
-        print(json.dumps({"accuracy": accuracy(run), "samples": _samples(run), "finished": RunReader(run).finished}))
+        print(
+            json.dumps(
+                {"accuracy": accuracy(run), "samples": under_way.samples(run), "finished": RunReader(run).finished}
+            )
+        )
 
 
 def _job(run: Path, until: float, done: Counter[str], how: str) -> list[float]:
     """One job, to its end or the end of the time; returns the resident memory of rank 0, every ten seconds."""
     more = ["--respawn", "1000"] if how else []
     command = [*_mpirun(), "train", *OPTIONS, *ENDLESS, *CHECKPOINTS, *more, "--output", str(run)]
+    before = under_way.samples(run)
     # Into a file, as nobody reads a pipe.
     job, mark = launch.start(["sh", "-c", 'exec "$@" >> "$0" 2>&1', f"{run}.log", *command])
     memory, began, looked = [], time.monotonic(), time.monotonic()
     try:
-        _wait_until_trained(job, mark, run)
+        # A death while MPI starts would hang the others.
+        under_way.wait_until(lambda: under_way.samples(run) > before, job, HANG_SECONDS)
         server = launch.ranks(mark).get(0, 0)
         while job.poll() is None and time.monotonic() < until:
             time.sleep(random.uniform(0.5, 4.0))
@@ -99,22 +105,6 @@ def _harm(kind: str, pid: int) -> None:
 def _send(pid: int, number: int) -> None:
     if pid:
         os.kill(pid, number)
-
-
-def _wait_until_trained(job: subprocess.Popen[str], mark: str, run: Path) -> None:
-    """Until all ranks train: a death while MPI starts would hang the others."""
-    before = _samples(run)
-    deadline = time.monotonic() + HANG_SECONDS
-    while job.poll() is None and _samples(run) <= before and time.monotonic() < deadline:
-        time.sleep(0.2)
-
-
-def _samples(run: Path) -> int:
-    try:
-        rounds = RunReader(run).table("rounds")
-    except Exception:  # it is being made
-        return 0
-    return int(rounds["samples"].max(initial=0))
 
 
 def _workers(mark: str) -> set[int]:

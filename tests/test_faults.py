@@ -9,15 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import launch
+import under_way
 from hpcdml.emulation.cluster import Cluster
-from hpcdml.errors import PREEMPTED, HpcdmlError, UsageError
+from hpcdml.errors import PREEMPTED, HpcdmlError
 from hpcdml.storage.run_reader import RunReader
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
@@ -67,13 +68,8 @@ def running(
     at = next(place for place, word in enumerate(command) if word.endswith("mpirun")) + 1
     job, mark = launch.start([*command[:at], "--with-ft", "ulfm", *command[at:]], cluster and cluster.environment())
     try:
-        deadline = time.monotonic() + 100
-        made = 0
-        while made < rounds and job.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-            with suppress(UsageError):
-                made = len(RunReader(folder).table("rounds"))
-        assert made >= rounds, job.communicate(timeout=1)
+        trains = under_way.wait_until(lambda: len(under_way.rounds(folder)) >= rounds, job)
+        assert trains, job.communicate(timeout=1)
         yield Running(job, mark, folder)
         assert not launch.wait_for_end(mark)
     finally:

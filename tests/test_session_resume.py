@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,8 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 import launch
-from hpcdml.errors import PREEMPTED, UsageError
+import under_way
+from hpcdml.errors import PREEMPTED
 from hpcdml.session.batches import shard
 from hpcdml.session.places import Place, Places
 from hpcdml.storage.checkpoint_folder import newest_valid
@@ -52,12 +51,9 @@ def broken(folder: Path, number: int, rank: int, after: int = 300, **options: An
     mpirun = [launch.find_mpirun() or "mpirun", "-n", "3"]
     job, mark = launch.start([*mpirun, *command(folder, options, STEP)])
     try:
-        deadline = time.monotonic() + 100
-        samples = 0
-        while (samples < after or newest_valid(folder / "checkpoints") is None) and time.monotonic() < deadline:
-            time.sleep(0.05)
-            with suppress(UsageError):
-                samples = int(RunReader(folder).table("rounds")["samples"].max(initial=0))
+        under_way.wait_until(
+            lambda: under_way.samples(folder) >= after and newest_valid(folder / "checkpoints") is not None, job
+        )
         if number == signal.SIGKILL:
             launch.kill(mark)
         else:

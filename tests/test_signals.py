@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import launch
+import under_way
 from hpcdml.errors import PREEMPTED, UsageError
 from hpcdml.signals import signal_numbers
 from hpcdml.storage.run_reader import RunReader
@@ -32,12 +31,7 @@ def signalled(folder: Path, policy: str, rank: int, number: int) -> tuple[int, s
     command = [launch.find_mpirun() or "mpirun", "-n", "3", sys.executable, "-m", "hpcdml", "train", *options]
     job, mark = launch.start(command)
     try:
-        deadline = time.monotonic() + 100
-        while time.monotonic() < deadline:
-            time.sleep(0.1)
-            with suppress(UsageError):
-                if len(RunReader(folder).table("rounds")):
-                    break
+        under_way.wait_until(lambda: len(under_way.rounds(folder)) > 0, job)
         os.kill(launch.ranks(mark)[rank], number)
         out, err = job.communicate(timeout=60)
         return job.returncode, out + err
