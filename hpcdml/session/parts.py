@@ -43,16 +43,16 @@ def take_part(
         flat = meeting.flatten(model)
         about = about_ranks(world)
         record = described(config, model, optimizer, evaluation is not None)
-        over, found, mine = meeting.go_on(record, flat)
+        start = meeting.begin(record, flat)
         signals = StopSignals()
 
         def part() -> Part:
-            if over:
+            if start.over:
                 return OverPart(world, config.run.seed)
             if world.is_server:
-                made: Part = ServerPart(record, world, flat, optimizer, evaluation, about, home, found, signals)
+                made: Part = ServerPart(record, world, flat, optimizer, evaluation, about, home, start.found, signals)
             else:
-                made = WorkerPart(config, world, flat, optimizer, mine, stateful, places, signals)
+                made = WorkerPart(config, world, flat, optimizer, start.part, stateful, places, signals)
             signals.watch(config.run.signals)
             return made
 

@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import nn
@@ -18,7 +18,6 @@ from hpcdml.mpi import faults
 from hpcdml.mpi.world import (
     World,
     abort,
-    at_server,
     barrier,
     failure,
     finish,
@@ -29,8 +28,8 @@ from hpcdml.mpi.world import (
 from hpcdml.parameters import FlatModel
 from hpcdml.session.options import in_python
 from hpcdml.training.devices import pick_device, set_threads
-from hpcdml.training.resumption import OWN_LOOP, Resumption, find, give_states
-from hpcdml.training.setup import WIRE_DTYPES, AgreedFailure, compare_options, need_workers, share_values, together
+from hpcdml.training.resumption import OWN_LOOP, Resumption, Start, begin
+from hpcdml.training.setup import WIRE_DTYPES, AgreedFailure, compare_options, need_workers, together
 
 T = TypeVar("T")
 
@@ -62,7 +61,7 @@ class Meeting:
         self._agreed(self._compare)
 
     def flatten(self, model: nn.Module) -> FlatModel:
-        """The model, whose values are the server's from now on, on every rank alike; the server's goes to the CPU.
+        """The model's parameters and buffers, of the same layout on every rank; the server's go to the CPU.
 
         Raises:
             SystemExit: something is wrong on any rank, and its line has been printed.
@@ -70,31 +69,20 @@ class Meeting:
         flat = self._agreed(lambda: self._flatten(model))
         layout = flat.layout.digest()
         self._agreed(lambda: same_everywhere(self.world, layout, "Session(model): the layout of its parameters"))
-        share_values(self.world, flat)
         # Dropout and the like differ between workers; the model itself is the same.
         torch.manual_seed((torch.initial_seed() + self.world.rank) % 2**63)
         return flat
 
-    def go_on(self, record: TrainConfig, flat: FlatModel) -> tuple[bool, Resumption | None, dict[str, Any] | None]:
-        """Where the run goes on from, if it does. The model then has the values with which it begins.
+    def begin(self, record: TrainConfig, flat: FlatModel) -> Start:
+        """From where the run begins, or goes on. The model then has the values with which it does.
 
         Args:
             record: the configuration as the record of the run has it.
 
-        Returns:
-            Whether it had come to its end; on the server the checkpoint; on a worker its part of it.
-
         Raises:
             SystemExit: as ``flatten``.
         """
-        world = self.world
-        found = self._agreed(lambda: find(record, world, flat))
-        if not at_server(world, found is not None):
-            return False, None, None
-        share_values(world, flat)
-        if at_server(world, found is not None and _is_over(record.stop, found)):
-            return True, None, None
-        return False, found, give_states(world, found, record, None)
+        return begin(self.world, record, flat, None, lambda found: _is_over(record.stop, found), self._agreed)
 
     def make(self, part: Callable[[], T]) -> T:
         """Make every rank's part.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,7 @@ import torch
 
 from hpcdml.config import RunOptions, StopOptions, TrainConfig, flag
 from hpcdml.errors import UsageError
-from hpcdml.mpi.world import World, hand_out, share
+from hpcdml.mpi.world import World, at_server, hand_out, share
 from hpcdml.observability import resources
 from hpcdml.parameters import FlatModel
 from hpcdml.protocol.policies import make_policy
@@ -27,6 +28,7 @@ from hpcdml.storage.run_reader import RunReader
 from hpcdml.storage.tables import EVALUATIONS, EVENTS, PUSHES, ROUNDS, STEPS
 from hpcdml.storage.tree import TensorArray
 from hpcdml.training.aggregator import Aggregator
+from hpcdml.training.setup import share_values, together
 from hpcdml.training.state import load_state, to_tensor
 
 OWN_LOOP = "(own loop)"
@@ -173,7 +175,57 @@ class Resumption:
         return own, tree
 
 
-def find(config: TrainConfig, world: World, flat: FlatModel) -> Resumption | None:
+@dataclass(frozen=True)
+class Start:
+    """From where this rank begins.
+
+    Attributes:
+        over: the run had come to its end before.
+        found: on rank 0 the checkpoint from which the run goes on; None: it begins.
+        part: on a worker its part of that: what ``WorkerState.go_on`` takes, with the state in ``"state"``.
+    """
+
+    over: bool = False
+    found: Resumption | None = None
+    part: dict[str, Any] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training before."""
+        if self.found is not None:
+            return self.found.seconds
+        return float(self.part["seconds"]) if self.part is not None else 0.0
+
+
+def begin(
+    world: World,
+    config: TrainConfig,
+    flat: FlatModel,
+    epoch_samples: int | None,
+    is_over: Callable[[Resumption], bool],
+    agreed: Callable[[Callable[[], Resumption | None]], Resumption | None] = together,
+    valid: Path | None = None,
+) -> Start:
+    """Find out from where the run goes on, if it does, and let the model have the values with which it begins; every
+    rank calls this.
+
+    Args:
+        epoch_samples: training samples of all workers together in one epoch; None: not known.
+        is_over: asked on rank 0: whether nothing is left to do after this checkpoint.
+        agreed: how ranks agree on a stage that may fail on one of them.
+        valid: on rank 0 the newest valid checkpoint, if it is known; None: it is looked for.
+    """
+    found = agreed(lambda: _find(config, world, flat, valid))
+    goes_on = at_server(world, found is not None)
+    share_values(world, flat)
+    if not goes_on:
+        return Start()
+    if at_server(world, found is not None and is_over(found)):
+        return Start(over=True)
+    return Start(found=found, part=_give_states(world, found, config, epoch_samples))
+
+
+def _find(config: TrainConfig, world: World, flat: FlatModel, valid: Path | None) -> Resumption | None:
     """On rank 0, if the run is to go on, the newest valid checkpoint in its folder, whose values are loaded into the
     model. Damaged ones are told of. None: there is none, or this is not rank 0.
 
@@ -182,8 +234,7 @@ def find(config: TrainConfig, world: World, flat: FlatModel) -> Resumption | Non
     """
     if not world.is_server or config.run.resume == "never":
         return None
-    folder = Path(config.run.output) / CHECKPOINT_FOLDER
-    path = newest_valid(folder, lambda line: print(f"hpcdml: warning: {line}", file=sys.stderr, flush=True))
+    path = valid or _newest(config.run.output)
     if path is None:
         return None
     checkpoint = read_checkpoint(path, workers=(), check=False)
@@ -198,31 +249,31 @@ def find(config: TrainConfig, world: World, flat: FlatModel) -> Resumption | Non
     return found
 
 
-def saved_config(folder: str) -> dict[str, Any]:
-    """The configuration in the newest valid checkpoint of a run.
+def _newest(folder: str) -> Path | None:
+    return newest_valid(
+        Path(folder) / CHECKPOINT_FOLDER,
+        lambda line: print(f"hpcdml: warning: {line}", file=sys.stderr, flush=True),
+    )
+
+
+def saved_config(folder: str) -> tuple[Path, dict[str, Any]]:
+    """The newest valid checkpoint of a run, and the configuration in it. Damaged ones are told of.
 
     Raises:
         UsageError: there is none.
     """
-    where = Path(folder) / CHECKPOINT_FOLDER
-    path = newest_valid(where)
+    path = _newest(folder)
     if path is None:
-        raise UsageError(f"{folder}: holds no valid checkpoint to go on from (none in {where})")
-    return dict(read_checkpoint(path, parameters=False, server=False, workers=(), check=False).config)
+        raise UsageError(
+            f"{folder}: holds no valid checkpoint to go on from (none in {Path(folder) / CHECKPOINT_FOLDER})"
+        )
+    return path, dict(read_checkpoint(path, parameters=False, server=False, workers=(), check=False).config)
 
 
-def give_states(
+def _give_states(
     world: World, found: Resumption | None, config: TrainConfig, epoch_samples: int | None
 ) -> dict[str, Any] | None:
-    """Hand every worker its part, and say from where the run goes on; every rank calls this.
-
-    Args:
-        found: on rank 0 where the run goes on from.
-        epoch_samples: training samples of all workers together in one epoch; None: not known.
-
-    Returns:
-        On a worker what ``WorkerState.go_on`` takes: the part with the state in ``"state"``; None on rank 0.
-    """
+    """Hand every worker its part, and say from where the run goes on. Returns a worker's own; None on rank 0."""
     parts: dict[int, dict[str, Any]] = {}
     if found is not None:
         print(f"hpcdml: {found.told()}", file=sys.stderr, flush=True)

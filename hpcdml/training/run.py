@@ -6,11 +6,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from hpcdml.config import RunOptions, TrainConfig
 from hpcdml.errors import MachineError, UsageError
 from hpcdml.mpi import faults
-from hpcdml.mpi.world import World, abort, at_server, barrier, failure, finish, join_world
+from hpcdml.mpi.world import World, abort, barrier, failure, finish, join_world
 from hpcdml.protocol.policies import make_policy
 from hpcdml.storage.run_reader import RunReader
 from hpcdml.training.bounds import stop_bounds
@@ -24,9 +25,9 @@ from hpcdml.training.replay import (
     tell_replay,
 )
 from hpcdml.training.rescue import rescue
-from hpcdml.training.resumption import Resumption, find, give_states, known_options, saved_config, share_config
+from hpcdml.training.resumption import Resumption, begin, known_options, saved_config, share_config
 from hpcdml.training.server_job import ServerJob
-from hpcdml.training.setup import AgreedFailure, Setup, about_ranks, need_workers, set_up, share_values, together
+from hpcdml.training.setup import AgreedFailure, Setup, about_ranks, need_workers, set_up, together
 from hpcdml.training.stop_signals import StopSignals
 from hpcdml.training.worker_job import WorkerJob
 
@@ -56,13 +57,13 @@ def resume(folder: str, options: dict[str, object]) -> int:
     """
 
     def work(world: World, signals: StopSignals) -> int:
-        found = together(lambda: saved_config(folder) if world.is_server else None)
+        valid, found = together(lambda: saved_config(folder) if world.is_server else (None, None))
         saved = share_config(world, found)
         known = together(lambda: known_options(saved))
         given = {**known, "output": folder, "overwrite": False, "resume": "auto", **options}
         config = together(lambda: TrainConfig.from_flat(given))
         signals.watch(config.run.signals)
-        return _run(config, world, signals)
+        return _run(config, world, signals, valid=valid)
 
     return _guarded(work)
 
@@ -133,31 +134,31 @@ def _run(
     script: WorkerScript | None = None,
     server: ServerScript | None = None,
     told: Callable[[], int] = lambda: 0,
+    valid: Path | None = None,
 ) -> int:
     """Train, go on or repeat; returns the exit status, the same on every rank.
 
-    ``told`` is called on rank 0 at the end, and returns another status that may be the larger one.
+    ``told`` is called on rank 0 at the end, and returns another status that may be the larger one. ``valid`` is on rank
+    0 the newest valid checkpoint, if it is known.
     """
     together(lambda: need_workers(world, NO_WORKERS))
     setup = set_up(config, world)
-    found = together(lambda: find(config, world, setup.flat))
-    resumes = at_server(world, found is not None)
-    if resumes and at_server(world, found is not None and _has_ended(config, setup, found)):
+    start = begin(
+        world, config, setup.flat, setup.epoch_samples, lambda found: _has_ended(config, setup, found), valid=valid
+    )
+    if start.over:
         return 0
-    share_values(world, setup.flat)
-    part = give_states(world, found, config, setup.epoch_samples) if resumes else None
     about = about_ranks(world)
-    worker = together(lambda: None if world.is_server else WorkerJob(config, world, setup, part, script, signals))
+    worker = together(lambda: None if world.is_server else WorkerJob(config, world, setup, start.part, script, signals))
     # Only now that nothing else can go wrong, as it leaves a file behind.
-    job = together(lambda: worker or ServerJob(config, world, setup, about, found, server, signals))
+    job = together(lambda: worker or ServerJob(config, world, setup, about, start.found, server, signals))
     barrier(world)
-    earlier = found.seconds if found is not None else part["seconds"] if part is not None else 0.0
-    begin = time.perf_counter() - earlier
+    since = time.perf_counter() - start.seconds
     if isinstance(job, ServerJob):
-        status = max(job.run(begin), told())
+        status = max(job.run(since), told())
         return finish(world, status, job.machine.present, job.machine.silent, job.joined)
     try:
-        job.run(begin)
+        job.run(since)
         return finish(world, 0, ())
     except (faults.ServerLost, faults.NoWord) as error:
         failed = MachineError(f"{error}{rescue(job.state, config.run.output)}")
