@@ -32,6 +32,8 @@ _GRACE_SECONDS = 1.0
 _PATIENCE_SECONDS = 10.0
 # What has become of the ranks by the end.
 _WHOLE, _SOME_DIED, _SOME_HANG = range(3)
+# Whether MPI_Finalize returns: ``finish`` knows.
+_finalizes = True
 # Time for the launcher to pass the line on before its own notice of the abort.
 _LAUNCHER_SECONDS = 0.1
 
@@ -243,6 +245,8 @@ def finish(
         with faults.ToServer(world.comm):
             wait(world.comm.Irecv(value, SERVER, Tag.END))
             wait(world.comm.Isend(value, SERVER, Tag.END))
+    global _finalizes
+    _finalizes = value[1] != _SOME_DIED or world.comm.Is_inter()
     if value[1] == _SOME_DIED:
         leave = functools.partial(_leave_mpi_as_it_is, int(value[0]))
         if world.comm.Is_inter():
@@ -278,8 +282,8 @@ def _leave_mpi_as_it_is(status: int) -> None:
 
 
 def end_process(status: int) -> None:
-    """Within an ``atexit`` call: leave MPI and end the process with this status. Does not return."""
-    if not MPI.Is_finalized():
+    """Within an ``atexit`` call, after ``finish``: end the process with this status. Does not return."""
+    if _finalizes and not MPI.Is_finalized():
         MPI.Finalize()
     _leave_mpi_as_it_is(status)
 
