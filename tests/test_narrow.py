@@ -143,7 +143,7 @@ def test_the_server_adds_at_full_precision(wire: str, members: int) -> None:
                 aggregator.close(chunk, 1.0, 1.0, updates[0].chunks[chunk])
                 continue
             for number, update in enumerate(updates):
-                aggregator.add(chunk, update.chunks[chunk], 1.0, first=number == 0)
+                aggregator.add(chunk, [(update.chunks[chunk], 1.0)], first=number == 0)
             aggregator.close(chunk, float(members), 1.0)
     torch.testing.assert_close(aggregator.x.segments[0], reference.detach(), rtol=1e-5, atol=1e-6)
     piece = flat.layout.chunks[0]

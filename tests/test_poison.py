@@ -197,7 +197,7 @@ def test_a_chunk_spoiled_on_its_way_is_left_out_and_then_its_worker_is_known(bad
                 if worker in spoiled.get(chunk, ()):
                     update[size // 2] = bad
                 if guard.admits(round_, worker, chunk, update):
-                    aggregator.add(chunk, update, 1.0, first=worker == 1)
+                    aggregator.add(chunk, [(update, 1.0)], first=worker == 1)
             taken = guard.contributors(round_, chunk, (1, 2, 3))
             if taken and not aggregator.close(chunk, float(len(taken)), 1.0):
                 guard.spoiled(round_, chunk, taken)

@@ -303,8 +303,8 @@ def test_chunks_are_added_in_rank_order_whatever_the_order_of_arrival(workers: i
             name = type(operation).__name__
             done.append(name)
             if name == "Add":
-                assert operation.first == (operation.worker == 1)
-                added[operation.chunk].append(operation.worker)
+                assert operation.first == (operation.workers[0] == 1)
+                added[operation.chunk] += operation.workers
             elif name == "Close":
                 assert added[operation.chunk] == list(range(1, workers + 1)) == list(operation.contributors)
 

@@ -100,7 +100,7 @@ def two_workers(chunks: int) -> tuple[ChunkSchedule, Round]:
 
 
 def words(operations: list[Operation]) -> list[str]:
-    names = {Add: lambda o: f"add {o.worker} {o.chunk}", Close: lambda o: f"close {o.chunk}", Done: lambda o: "done"}
+    names = {Add: lambda o: f"add {o.workers} {o.chunk}", Close: lambda o: f"close {o.chunk}", Done: lambda o: "done"}
     return [names[type(operation)](operation) for operation in operations]
 
 
@@ -109,13 +109,13 @@ def test_a_chunk_is_finished_before_the_next_one_is_begun() -> None:
     for worker in (2, 2, 1, 1):
         schedule.received(worker)
     assert words(list(schedule.operations(lambda r, c: True))) == [
-        *("add 1 0", "add 2 0", "close 0"),
-        *("add 1 1", "add 2 1", "close 1"),
+        *("add (1, 2) 0", "close 0"),
+        *("add (1, 2) 1", "close 1"),
     ]
     schedule.received(1)
-    assert words(list(schedule.operations(lambda r, c: True))) == ["add 1 2"]
+    assert words(list(schedule.operations(lambda r, c: True))) == ["add (1,) 2"]
     schedule.received(2)
-    assert words(list(schedule.operations(lambda r, c: True))) == ["add 2 2", "close 2", "done"]
+    assert words(list(schedule.operations(lambda r, c: True))) == ["add (2,) 2", "close 2", "done"]
     assert schedule.idle
 
 
@@ -123,7 +123,7 @@ def test_without_room_chunks_are_added_and_closed_later() -> None:
     schedule, _ = two_workers(2)
     for worker in (1, 1, 2, 2):
         schedule.received(worker)
-    assert words(list(schedule.operations(lambda r, c: False))) == ["add 1 0", "add 2 0", "add 1 1", "add 2 1"]
+    assert words(list(schedule.operations(lambda r, c: False))) == ["add (1, 2) 0", "add (1, 2) 1"]
     assert words(list(schedule.operations(lambda r, c: c == 0))) == ["close 0"]
     assert words(list(schedule.operations(lambda r, c: True))) == ["close 1", "done"]
 
@@ -136,8 +136,8 @@ def test_sums_take_the_memory_of_chunks_under_way_and_not_of_a_model() -> None:
     places = set()
     for _ in range(2):
         for chunk, size in enumerate(sizes):
-            aggregator.add(chunk, torch.ones(size), 1.0, first=True)
-            aggregator.add(chunk, torch.ones(size), 1.0, first=False)
+            aggregator.add(chunk, [(torch.ones(size), 1.0)], first=True)
+            aggregator.add(chunk, [(torch.ones(size), 1.0)], first=False)
             places.add(aggregator._sums[chunk].data_ptr())
             aggregator.close(chunk, 2.0, 1.0)
     assert len(places) == len(set(sizes))  # one for whole chunks, one for a last one that is shorter

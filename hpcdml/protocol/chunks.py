@@ -19,13 +19,14 @@ from hpcdml.protocol.rounds import Round
 
 
 class Add(NamedTuple):
-    """Add chunk ``chunk`` of ``worker``'s push to the round's sum; ``first``: it is the first term of the sum.
+    """Add chunk ``chunk`` of the pushes of ``workers``, in this order, to the round's sum.
 
-    ``alone``: the round can have no other term; the chunk stays where it is until the ``Close``.
+    ``first``: the sum begins with them. ``alone``: the round can have no other term; the chunk stays where it is until
+    the ``Close``.
     """
 
     round: Round
-    worker: int
+    workers: tuple[int, ...]
     chunk: int
     first: bool
     alone: bool
@@ -234,10 +235,10 @@ class ChunkSchedule:
         if ready:
             # Chunk by chunk, so that a sum is still in the processor's cache when the next term and the Close come.
             for chunk in range(min(r[1] for r in ready), max(r[2] for r in ready)):
-                for worker, begin, end in ready:
-                    if begin <= chunk < end:
-                        track.cursor[worker] = chunk + 1
-                        yield Add(track.round, worker, chunk, self._first(track, worker, chunk), track.alone)
+                workers = tuple(worker for worker, begin, end in ready if begin <= chunk < end)
+                if workers:
+                    track.cursor.update(dict.fromkeys(workers, chunk + 1))
+                    yield Add(track.round, workers, chunk, self._first(track, workers[0], chunk), track.alone)
                 yield from self._close(track, min(last, chunk + 1), room)
         yield from self._close(track, last, room)
 

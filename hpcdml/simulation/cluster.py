@@ -276,10 +276,11 @@ class Cluster:
     def _work(self) -> None:
         for operation in self.schedule.operations(self._has_room):
             if isinstance(operation, Add) and not operation.alone:
-                row = self._slots[operation.worker].pop(0)
-                weight = self.server.weight(operation.round.pushes[operation.worker])
-                before = 0.0 if operation.first else self.sum[operation.chunk]
-                self.sum[operation.chunk] = before + weight * row
+                total = 0.0 if operation.first else self.sum[operation.chunk]
+                for worker in operation.workers:
+                    weight = self.server.weight(operation.round.pushes[worker])
+                    total = total + weight * self._slots[worker].pop(0)
+                self.sum[operation.chunk] = total
             elif isinstance(operation, Discard):
                 self._slots[operation.worker].pop(0)
             elif isinstance(operation, Close):

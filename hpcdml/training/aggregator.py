@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,16 +41,31 @@ class Aggregator:
         self._steps = [0] * len(layout.chunks)
         self._value = [layout.segments[c.segment].kind is Kind.VALUE for c in layout.chunks]
 
-    def add(self, chunk: int, update: torch.Tensor, weight: float, first: bool) -> None:
-        """Add ``weight * update`` to the sum of a chunk; begin it if the update is ``first`` or there is no sum."""
-        first = first or chunk not in self._sums
+    def add(self, chunk: int, terms: Sequence[tuple[torch.Tensor, float]], first: bool) -> None:
+        """Add ``weight * update`` of each term, in this order, to the sum of a chunk.
+
+        The sum is begun if the terms are the ``first`` ones, or there is none. The bits of the sum do not depend on how
+        its terms are spread over calls.
+        """
+        if not terms:
+            return
+        begins = first or chunk not in self._sums
         total = self._total(chunk)
-        if not first:
+        for update, weight in terms[self._begin(total, terms) :] if begins else terms:
             total.add_(update, alpha=weight)
-        elif weight == 1.0:
-            total.copy_(update)
-        else:
-            torch.mul(update, weight, out=total)
+
+    @staticmethod
+    def _begin(total: torch.Tensor, terms: Sequence[tuple[torch.Tensor, float]]) -> int:
+        """Begin a sum with the first terms, and return with how many."""
+        update, weight = terms[0]
+        if len(terms) > 1 and weight == 1.0 and update.dtype == terms[1][0].dtype == total.dtype:
+            # In one pass, where copying and adding are two. Narrow values would be added as such.
+            torch.add(update, terms[1][0], alpha=terms[1][1], out=total)
+            return 2
+        total.copy_(update)
+        if weight != 1.0:
+            total.mul_(weight)
+        return 1
 
     def close(self, chunk: int, weight: float, share: float, alone: torch.Tensor | None = None) -> bool:
         """Apply the sum of a chunk, whose weights sum to ``weight``, to the global parameters.

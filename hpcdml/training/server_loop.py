@@ -287,11 +287,15 @@ class ServerLoop:
     def _add(self, operation: Add) -> None:
         if operation.alone:
             return
-        weight = self.machine.weight(operation.round.pushes[operation.worker])
-        update = self.channel.slot(operation.worker, operation.chunk)
-        if self.guard.admits(operation.round, operation.worker, operation.chunk, update):
-            self.aggregator.add(operation.chunk, update, weight, operation.first)
-        self.channel.release(operation.worker)
+        round_, chunk = operation.round, operation.chunk
+        terms = []
+        for worker in operation.workers:
+            update = self.channel.slot(worker, chunk)
+            if self.guard.admits(round_, worker, chunk, update):
+                terms.append((update, self.machine.weight(round_.pushes[worker])))
+        self.aggregator.add(chunk, terms, operation.first)
+        for worker in operation.workers:
+            self.channel.release(worker)
 
     def _close(self, operation: Close) -> None:
         round_, chunk = operation.round, operation.chunk

@@ -78,9 +78,10 @@ def serve(world: World, flat: FlatModel, options: PolicyOptions, max_samples: in
                 carry_out(server.pushed(event.push))
         for operation in schedule.operations(room):
             if isinstance(operation, Add) and not operation.alone:
-                update = channel.slot(operation.worker, operation.chunk)
-                aggregator.add(operation.chunk, update, 1.0, operation.first)
-                channel.release(operation.worker)
+                terms = [(channel.slot(worker, operation.chunk), 1.0) for worker in operation.workers]
+                aggregator.add(operation.chunk, terms, operation.first)
+                for worker in operation.workers:
+                    channel.release(worker)
             elif isinstance(operation, Close):
                 round_, chunk = operation.round, operation.chunk
                 if operation.contributors:
