@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hpcdml.benchmarks import convergence, overlap
+from hpcdml.benchmarks import convergence, overlap, runs
 from hpcdml.benchmarks.convergence import ConvergenceOptions, best_rate, summarise
 from hpcdml.benchmarks.launch import Site, open_site
 from hpcdml.benchmarks.log import Log, Record
@@ -19,6 +19,7 @@ from hpcdml.benchmarks.picture import spaced
 from hpcdml.benchmarks.runner import FAILURES, Runner
 from hpcdml.benchmarks.table import format_table, spread
 from hpcdml.cli.main import main
+from hpcdml.config import TrainConfig
 from hpcdml.emulation import Cluster
 from hpcdml.errors import HpcdmlError, MachineError, UsageError
 from hpcdml.storage.bench_file import BenchFile, read_results
@@ -272,3 +273,12 @@ def test_labels_keep_their_order_and_their_distance() -> None:
 def test_the_place_of_jobs_without_a_rate_is_this_machine() -> None:
     with open_site(3, ["none"]) as site:
         assert site.rate == "none" and site.transfer_seconds(1e9) == 0.0
+
+
+def test_a_policy_with_a_narrow_wire_is_a_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[dict[str, object]] = []
+    monkeypatch.setattr(runs, "train_job", lambda site, workers, options: taken.append(options) or {})
+    runs.run_side(Site(), 2, "losp-bf16", {"lr": 0.1})
+    assert taken == [{"lr": 0.1, "policy": "losp", "wire_dtype": "bf16"}]
+    assert {"losp-bf16", "bsp-fp16", "losp"} <= set(runs.all_sides())
+    TrainConfig.from_flat(taken[0])

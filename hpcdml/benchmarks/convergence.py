@@ -26,7 +26,8 @@ class ConvergenceOptions(JobOptions):
     """Benchmark"""
 
     sides: str = option(
-        "losp,osp,bsp,local-sgd,diloco,ddp,ddp-fp16,ddp-powersgd,post-local-sgd", "policies, and PyTorch's own ways"
+        "losp,osp,bsp,local-sgd,diloco,ddp,ddp-fp16,ddp-powersgd,post-local-sgd",
+        "policies, also with a narrow wire as in losp-fp16, and PyTorch's own ways",
     )
     rate: str = option("1gbit", "rate of each host's link, both ways, on emulated hosts; none: no such hosts")
     batch_size: int = option(32, "as for train")

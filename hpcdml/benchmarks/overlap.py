@@ -20,7 +20,10 @@ from hpcdml.errors import UsageError
 class OverlapOptions(JobOptions):
     """Benchmark"""
 
-    sides: str = option("losp,osp,bsp,local-sgd", "policies, and peers: ddp, ddp-fp16, ddp-powersgd, post-local-sgd")
+    sides: str = option(
+        "losp,osp,bsp,local-sgd",
+        "policies, also with a narrow wire as in losp-fp16, and peers: ddp, ddp-fp16, ddp-powersgd, post-local-sgd",
+    )
     rates: str = option(
         "1gbit", "rates of each host's link, both ways, on emulated hosts, as in 1gbit,100mbit; none: no such hosts"
     )

@@ -19,12 +19,16 @@ from hpcdml.config import POLICIES
 from hpcdml.observability.summary import summarise
 from hpcdml.storage.run_reader import RunReader
 
+_NARROW = {
+    f"{policy}-{wire}": {"policy": policy, "wire_dtype": wire} for policy in POLICIES for wire in ("fp16", "bf16")
+}
+
 
 def run_side(site: Site, workers: int, side: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Train once and return what it reached.
 
     Args:
-        side: a policy, or one of the peers.
+        side: one of ``all_sides``, or ``alone``.
         options: of ``hpcdml train``, by name with underscores.
 
     Returns:
@@ -40,12 +44,14 @@ def run_side(site: Site, workers: int, side: str, options: Mapping[str, Any]) ->
     """
     if side in PEERS:
         return run_peer(site, workers, PeerOptions(side, dict(options)))
-    return train_job(site, workers, {**options, "policy": side})
+    return train_job(site, workers, {**options, **_NARROW.get(side, {"policy": side})})
 
 
 def all_sides() -> tuple[str, ...]:
-    """Everything that can be compared: the policies and the peers that communicate."""
-    return (*POLICIES, *(side for side in PEERS if side != "alone"))
+    """Everything that can be compared: the policies, also with narrow wires as in ``losp-bf16``, and the peers that
+    communicate.
+    """
+    return (*POLICIES, *_NARROW, *(side for side in PEERS if side != "alone"))
 
 
 def train_job(site: Site, workers: int, options: Mapping[str, Any]) -> dict[str, Any]:
