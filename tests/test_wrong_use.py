@@ -1,8 +1,8 @@
 """Wrong input and failing machines under mpirun, as a user has them: one line, on one rank, the right status, no hang.
 
 Every way to write an option wrongly is in ``test_cli``, every defect of a data set in ``test_data_files`` and
-``test_user_data``, of a model in ``test_models``, of a disk in ``test_storage_disks``. Here is what each kind does to a whole
-job.
+``test_user_data``, of a model in ``test_models``, of a disk in ``test_storage_disks``. Here is what each kind does to a
+whole job.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, tuple[str, str, str]] = {
     "polls": ("what the hooks cost a step when they find nothing", "polls", "PollsOptions"),
     "server": ("what rank 0's processor spends on a byte", "server", "ServerOptions"),
     "straggler": ("what one slow worker does to a fast one", "straggler", "StragglerOptions"),
+    "tracing": ("what the records of local steps cost", "tracing", "TracingOptions"),
 }
 
 
