@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 MARK = "HPCDML_TEST_JOB"  # in the environment of every process of a job: ranks have process groups of their own
-NO_START = "The PMIx server's listener thread failed to start."
+NO_START = 213  # status of Open MPI's mpirun that failed before it started any rank
 LEAVING_SECONDS = 10.0  # what ranks may take to end after mpirun did
 OF_ANOTHER_JOB = ("OMPI_COMM", "OMPI_MCA_ess", "PMIX_", "PMI_", "PRTE_JOB", "PRTE_LAUNCHED", "HYDI_", "HYDRA_")
 # For Open MPI 5 and 4; other launchers pass them by.
@@ -85,8 +85,8 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command that may start processes anywhere below it; as ``mpirun``, which is the usual one."""
     done = _run(command, env, timeout, cwd)
-    # Open MPI's own start fails once in a thousand times or so, before any of ours has begun.
-    return _run(command, env, timeout, cwd) if done.returncode and NO_START in done.stderr else done
+    # Open MPI's own start fails once in a thousand times or so ("The PMIx server's listener thread failed to start").
+    return _run(command, env, timeout, cwd) if done.returncode == NO_START else done
 
 
 def _run(

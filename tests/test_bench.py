@@ -20,7 +20,7 @@ from hpcdml.benchmarks.runner import FAILURES, Runner
 from hpcdml.benchmarks.table import format_table, spread
 from hpcdml.cli.main import main
 from hpcdml.config import TrainConfig
-from hpcdml.emulation import Cluster
+from hpcdml.emulation import Cluster, jobs
 from hpcdml.errors import HpcdmlError, MachineError, UsageError
 from hpcdml.storage.bench_file import BenchFile, read_results
 
@@ -194,6 +194,30 @@ def test_a_jobs_first_line_is_its_error(status: int, kind: type[HpcdmlError]) ->
     program = f"import sys; print('hpcdml: so it is', file=sys.stderr); sys.exit({status})"
     with pytest.raises(kind, match=r"^(status 1: )?so it is$"):
         Site().run(1, [sys.executable, "-c", program])
+
+
+@with_mpirun
+@pytest.mark.parametrize(
+    ("variable", "program", "told"),
+    [
+        ("UNUSED", "raise ValueError('no such thing')", "status 1: ValueError: no such thing"),
+        ("PMIX_MCA_ptl_base_if_include", "pass", "status 213: You requested support for tool connections"),
+    ],
+)
+def test_without_such_a_line_the_program_or_the_launcher_is_quoted(
+    variable: str, program: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "OF_ANOTHER_JOB", ())
+    monkeypatch.setenv(variable, "nosuchdevice")
+    with pytest.raises(MachineError, match=f"^{told}"):
+        Site().run(1, [sys.executable, "-c", program])
+
+
+@pytest.mark.parametrize(("statuses", "seen"), [("213 0", 0), ("213 213", 213), ("213 7", 7), ("7 0", 7)])
+def test_a_launcher_that_fails_at_its_own_start_is_started_once_more(tmp_path: Path, statuses: str, seen: int) -> None:
+    times = tmp_path / "times"
+    program = f'echo >> {times}; shift $(wc -l < {times}); exit "$1"'
+    assert jobs.run(["sh", "-c", program, "sh", "unused", *statuses.split()], {}).returncode == seen
 
 
 @pytest.mark.parametrize(

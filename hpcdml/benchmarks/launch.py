@@ -150,10 +150,15 @@ def _several_hosts() -> bool:
 
 
 def _failure(done: subprocess.CompletedProcess[str]) -> HpcdmlError:
-    """The first line is the one that counts: what other ranks say of a lost neighbour comes after it."""
+    """The first line of hpcdml is the one that counts: what other ranks say of a lost neighbour comes after it.
+
+    Without one it is the last line that a program wrote (of Python's traceback), else the first of the launcher's text,
+    which stands between two rules.
+    """
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    told = [line.removeprefix("hpcdml: ") for line in lines if line.startswith("hpcdml: ")][:1] or lines[-1:]
-    text = told[0] if told else "it wrote nothing"
+    rule = next((i for i, line in enumerate(lines) if not line.strip("-")), len(lines))
+    told = [line.removeprefix("hpcdml: ") for line in lines if line.startswith("hpcdml: ")]
+    text = next(iter([*told, *lines[:rule][-1:], *lines[rule + 1 :]]), "it wrote nothing")
     return (
         UsageError(text) if done.returncode == UsageError.status else MachineError(f"status {done.returncode}: {text}")
     )

@@ -23,6 +23,7 @@ from hpcdml.errors import MachineError
 # same connection, and the two directions take turns: 0.48 of the rate each.
 FULL_DUPLEX: dict[str, str] = {"btl_tcp_eager_limit": str(1024 * 1024)}
 
+NO_START = 213  # status of Open MPI's mpirun that failed before it started any rank
 MARK = "HPCDML_EMULATED_JOB"  # in the environment of every process of a job
 LEAVING_SECONDS = 5.0  # what the daemons of the other hosts may take to end after mpirun did
 ENDING_SECONDS = 2.0  # what mpirun may take to end its ranks
@@ -145,6 +146,8 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command and wait for all of its processes, wherever they have gone; none is left, whatever happens.
 
+    An ``mpirun`` that fails at its own start, as Open MPI's does once in a thousand times or so, is started once more.
+
     Args:
         env: variables beyond those of this process, of which those of an MPI job around it are left out.
         timeout: seconds until the job counts as hanging; ``None``: never.
@@ -153,6 +156,17 @@ def run(
     Raises:
         JobHangs: after the timeout.
     """
+    done = _run(command, env, timeout, cwd, capture)
+    return _run(command, env, timeout, cwd, capture) if done.returncode == NO_START else done
+
+
+def _run(
+    command: Sequence[str],
+    env: Mapping[str, str],
+    timeout: float | None,
+    cwd: str | os.PathLike[str] | None,
+    capture: bool,
+) -> subprocess.CompletedProcess[str]:
     mark = uuid.uuid4().hex
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(OF_ANOTHER_JOB)}
     child = subprocess.Popen(
