@@ -6,7 +6,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from hpcdml.config import RunOptions, TrainConfig
 from hpcdml.errors import MachineError, UsageError
@@ -80,33 +82,43 @@ def replay(folder: str, until: int | None, verify: bool, options: dict[str, obje
     Returns:
         As ``train``; 1 as well if a version, or the result, differs.
     """
-    recorded: list[RunReader] = []
-    scripts: list[Scripts] = []
-
-    def read(world: World) -> None:
-        if world.is_server:
-            recorded.append(RunReader(folder))
-            ranks = recorded[0].workers + 1
-            if world.size != ranks:
-                raise UsageError(f"{folder}: was a run of {ranks} ranks: mpirun -n {ranks} hpcdml replay {folder}")
-            policy = make_policy(TrainConfig.from_flat(known_options(recorded[0].config)).policy)
-            scripts.append(read_scripts(recorded[0], policy.collective, until))
-
-    def config(world: World) -> tuple[TrainConfig, WorkerScript | None]:
-        together(lambda: read(world))
-        mine = share_script(world, scripts[0] if scripts else None)
-        given = {**known_options(mine.config), **as_replayed(folder), "threads": mine.threads, **options}
-        return together(lambda: TrainConfig.from_flat(given)), mine.script
-
-    def told() -> int:
-        return tell_replay(recorded[0], scripts[0].server, until) if verify else 0
 
     def work(world: World, signals: StopSignals) -> int:
-        found, script = config(world)
+        record = together(lambda: _read_record(world, folder, until))
+        mine = share_script(world, record and record.scripts)
+        given = {**known_options(mine.config), **as_replayed(folder), "threads": mine.threads, **options}
+        config = together(lambda: TrainConfig.from_flat(given))
         signals.unwatch()
-        return _run(found, world, signals, script, scripts[0].server if scripts else None, told)
+        if record is None:
+            return _run(config, world, signals, mine.script)
+        server = record.scripts.server
+        told = partial(tell_replay, record.run, server, until) if verify else _nothing_told
+        return _run(config, world, signals, None, server, told)
 
     return _guarded(work)
+
+
+class _Record(NamedTuple):
+    """A recorded run and what it makes the ranks do."""
+
+    run: RunReader
+    scripts: Scripts
+
+
+def _read_record(world: World, folder: str, until: int | None) -> _Record | None:
+    """What a run did; None on workers, who are told by rank 0."""
+    if not world.is_server:
+        return None
+    run = RunReader(folder)
+    ranks = run.workers + 1
+    if world.size != ranks:
+        raise UsageError(f"{folder}: was a run of {ranks} ranks: mpirun -n {ranks} hpcdml replay {folder}")
+    policy = make_policy(TrainConfig.from_flat(known_options(run.config)).policy)
+    return _Record(run, read_scripts(run, policy.collective, until))
+
+
+def _nothing_told() -> int:
+    return 0
 
 
 def _guarded(work: Callable[[World, StopSignals], int], names: str = RunOptions().signals) -> int:
@@ -133,7 +145,7 @@ def _run(
     signals: StopSignals,
     script: WorkerScript | None = None,
     server: ServerScript | None = None,
-    told: Callable[[], int] = lambda: 0,
+    told: Callable[[], int] = _nothing_told,
     valid: Path | None = None,
 ) -> int:
     """Train, go on or repeat; returns the exit status, the same on every rank.
