@@ -54,26 +54,21 @@ def all_sides() -> tuple[str, ...]:
     return (*POLICIES, *_NARROW, *(side for side in PEERS if side != "alone"))
 
 
-def train_job(site: Site, workers: int, options: Mapping[str, Any], program: str = "hpcdml") -> dict[str, Any]:
+def train_job(site: Site, workers: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """Run ``hpcdml train`` and return the summary of its run, with what ``run_side`` tells beyond it; raises likewise.
-
-    ``samples_per_second_of_rounds`` is counted from the first round to the last one, without records of steps.
 
     Args:
         options: by name with underscores.
-        program: the module in place of ``hpcdml``.
     """
     with tempfile.TemporaryDirectory(prefix="hpcdml-bench-") as folder:
         arguments = [f"--{name.replace('_', '-')}={_text(value)}" for name, value in options.items() if value != {}]
-        site.run(workers + 1, [sys.executable, "-m", program, "train", *arguments, f"--output={folder}/run"])
+        site.run(workers + 1, [sys.executable, "-m", "hpcdml", "train", *arguments, f"--output={folder}/run"])
         run = RunReader(f"{folder}/run")
         steps, scores = run.table("steps"), run.table("evaluations")
-        rounds = run.table("rounds")
         times = [steps["time"][steps["worker"] == worker] for worker in range(1, workers + 1)]
         return {
             **summarise(run),
-            "round_intervals": np.diff(rounds["time"]).tolist(),
-            "samples_per_second_of_rounds": _rate(rounds),
+            "round_intervals": np.diff(run.table("rounds")["time"]).tolist(),
             # What rank 0 spent on them beside serving: a peer's evaluations come after its training.
             "evaluation_seconds": float(scores["seconds"].sum()),
             "step_seconds": [float(np.median(np.diff(t))) if len(t) > 1 else 0.0 for t in times],
@@ -102,11 +97,6 @@ def run_peer(site: Site, workers: int, options: PeerOptions) -> dict[str, Any]:
 def time_to(target: float, curve: Sequence[Any]) -> float | None:
     """Seconds of the first point of a curve with the target accuracy; None: none has it."""
     return next((point[0] for point in curve if point[2] is not None and point[2] >= target), None)
-
-
-def _rate(rounds: np.ndarray) -> float:
-    seconds = float(np.ptp(rounds["time"])) if len(rounds) > 1 else 0.0
-    return float(np.ptp(rounds["samples"])) / seconds if seconds > 0 else 0.0
 
 
 def _finite(value: Any) -> float | None:

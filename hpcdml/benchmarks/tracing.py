@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 from hpcdml.benchmarks.launch import Site
 from hpcdml.benchmarks.log import Log
 from hpcdml.benchmarks.ranges import need, need_counts
-from hpcdml.benchmarks.runs import train_job
 from hpcdml.benchmarks.table import spread
 from hpcdml.config import option
+from hpcdml.errors import MachineError
 
-PROGRAMS = {"traced": "hpcdml", "untraced": "hpcdml.benchmarks.untraced"}
+STRETCH = 50
+"""Local steps of a turn."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class TracingOptions:
     )
     batch_size: int = option(32, "as for train")
     seconds: float = option(6.0, "length of each run")
-    repeats: int = option(9, "runs of each side, in turn")
+    repeats: int = option(5, "runs, of which each takes many turns")
     json: bool = option(False, "print JSON instead of a table")
 
 
@@ -42,11 +48,11 @@ def check(options: TracingOptions) -> None:
 
 
 def run(options: TracingOptions, log: Log) -> list[dict[str, Any]]:
-    """Train with records of the steps and without, in turn.
+    """Train with records of the steps and without, in turns of a few steps within each run.
 
     Returns:
-        One row a size: milliseconds from step to step with records, samples/s both ways, and the share of samples/s
-        that records cost within each turn, of which negative values tell the noise.
+        One row a size: milliseconds of a step with records; ``keeping``, the share of the time that records cost, the
+        median over all turns of each run; ``sending``, the share in which they are sent; ``cost``, both together.
 
     Raises:
         HpcdmlError: a run failed.
@@ -54,37 +60,44 @@ def run(options: TracingOptions, log: Log) -> list[dict[str, Any]]:
     check(options)
     site, rows = Site(), []
     for size in options.hidden:
-        speed: dict[str, list[float]] = {side: [] for side in PROGRAMS}
-        steps: list[float] = []
+        steps, keeping, sending = [], [], []
         for repeat in range(options.repeats):
-            # Each side goes first in every other turn.
-            for side in sorted(PROGRAMS, reverse=bool(repeat % 2)):
-                found = train_job(site, options.workers, _options(options, int(size)), PROGRAMS[side])
-                speed[side].append(found["samples_per_second_of_rounds"])
-                if side == "traced":
-                    steps += found["step_seconds"]
-                log.run({"hidden": size, "repeat": repeat, "side": side, "samples_per_second": speed[side][-1]})
-            log(f"{size:g} units, repeat {repeat}: {speed['traced'][-1]:.0f} of {speed['untraced'][-1]:.0f} samples/s")
-        costs = [1 - on / off for on, off in zip(speed["traced"], speed["untraced"], strict=True)]
+            for found in _workers(site, options, int(size)):
+                kept, not_kept = found["stretches"][0::2], found["stretches"][1::2]
+                turns = list(zip(kept, not_kept, strict=False))[1:]  # the first one warms up
+                if not turns:
+                    raise MachineError(f"{size:g} units: fewer than {4 * STRETCH} steps in {options.seconds:g} s")
+                steps.append(1e3 * median(on for on, _ in turns) / STRETCH)
+                keeping.append(median(1 - off / on for on, off in turns))
+                sending.append(2 * found["sending"] / sum(found["stretches"]))  # half of the steps are kept
+                log.run({"hidden": size, "repeat": repeat, "keeping": keeping[-1], "sending": sending[-1]})
+                log(f"{size:g} units, repeat {repeat}: {keeping[-1]:.2%} for keeping, {sending[-1]:.2%} for sending")
         rows.append(
             {
                 "hidden": int(size),
-                "step_ms": spread([1e3 * seconds for seconds in steps]),
-                "traced": spread(speed["traced"]),
-                "untraced": spread(speed["untraced"]),
-                "cost": spread(costs),
+                "step_ms": spread(steps),
+                "keeping": spread(keeping),
+                "sending": spread(sending),
+                "cost": spread([k + s for k, s in zip(keeping, sending, strict=True)]),
             }
         )
     return rows
 
 
-def _options(options: TracingOptions, hidden: int) -> dict[str, Any]:
-    return {
-        "policy": options.policy,
-        "model": "mlp",
-        "model_args": {"hidden": hidden},
-        "threads": 1,
-        "batch_size": options.batch_size,
-        "max_seconds": options.seconds,
-        "eval_seconds": 10 * options.seconds,
-    }
+def _workers(site: Site, options: TracingOptions, hidden: int) -> list[dict[str, Any]]:
+    """Train once; what each worker tells."""
+    with tempfile.TemporaryDirectory(prefix="hpcdml-bench-") as folder:
+        job = {
+            "policy": options.policy,
+            "model": "mlp",
+            "model-args": f"hidden={hidden}",
+            "threads": 1,
+            "batch-size": options.batch_size,
+            "max-seconds": options.seconds,
+            "eval-seconds": 10 * options.seconds,
+            "output": f"{folder}/run",
+        }
+        words = [f"--{name}={value}" for name, value in job.items()]
+        program = "hpcdml.benchmarks.traced_in_turns"
+        site.run(options.workers + 1, [sys.executable, "-m", program, folder, "train", *words])
+        return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
