@@ -84,7 +84,8 @@ def server(run: Running, cluster: Cluster | None, found: Found) -> int:
     began = time.monotonic()
     run.kill(0)
     run.job.wait(120)
-    assert not launch.wait_for_end(run.mark)
+    left = launch.wait_for_end(run.mark)
+    assert not left, left
     found["seconds until all had ended"].append(time.monotonic() - began)
     return 1
 

@@ -3,7 +3,8 @@
 ``python tests/soak.py 20`` goes on for 20 minutes with four workers and prints, as JSON, what it did to them, how often
 the run was resumed, the memory of rank 0 in every job, and the result. It fails if a job hangs. With ``steady`` as the
 second argument the server is left alone, and new processes take the places of workers that are killed: one job lasts
-for all of the time, so that one sees whether its rank 0 grows.
+for all of the time, so that one sees whether its rank 0 grows. A worker is then killed half a minute after the last one
+at the earliest, so that its successor is in the run by then.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from hpcdml.storage.run_reader import RunReader
 from test_faults import OPTIONS, accuracy
 
 HANG_SECONDS = 90.0
+JOINING_SECONDS = 30.0
 WORKERS = 4
 ENDLESS = ["--epochs", "1000000", "--policy", "losp", "--worker-timeout", "1", "--min-workers", "2"]
 CHECKPOINTS = ["--checkpoint-seconds", "2", "--resume", "auto"]
@@ -57,7 +59,7 @@ def _job(run: Path, until: float, done: Counter[str], how: str) -> list[float]:
     before = under_way.samples(run)
     # Into a file, as nobody reads a pipe.
     job, mark = launch.start(["sh", "-c", 'exec "$@" >> "$0" 2>&1', f"{run}.log", *command])
-    memory, began, looked = [], time.monotonic(), time.monotonic()
+    memory, began, looked, killed = [], time.monotonic(), time.monotonic(), 0.0
     try:
         # A death while MPI starts would hang the others.
         under_way.wait_until(lambda: under_way.samples(run) > before, job, HANG_SECONDS)
@@ -69,8 +71,11 @@ def _job(run: Path, until: float, done: Counter[str], how: str) -> list[float]:
                 looked = time.monotonic()
                 memory.append(_resident(server))
             kind = random.choices(KINDS, OFTEN[how])[0]
-            if not workers or (how and kind == "kill" and len(workers) < WORKERS):
+            steady = how and kind == "kill"
+            if not workers or (steady and (len(workers) < WORKERS or time.monotonic() - killed < JOINING_SECONDS)):
                 continue
+            if kind == "kill":
+                killed = time.monotonic()
             victim = server if kind == "server" else random.choice(sorted(workers))
             _harm(kind, victim)
             done[kind] += 1

@@ -57,8 +57,10 @@ class ServerChannel:
 
     def join(self, worker: int, comm: MPI.Intercomm) -> None:
         """A new process, at the other end of ``comm``, takes the place of a worker that is dead."""
-        peer = self.peers[worker] = Peer(comm, 0, worker, self.layout, self.columns)
-        self._joined.append(peer)
+        peer = Peer(comm, 0, worker, self.layout, self.columns)
+        # One that had joined before it died is let go, with its buffers: it has been dead for as long as a start takes.
+        self._joined = [*(other for other in self._joined if other.worker != worker), peer]
+        self.peers[worker] = peer
         self._start(peer, peer.asked)
 
     def _start(self, peer: Peer, requests: list[MPI.Request]) -> None:

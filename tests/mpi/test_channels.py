@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
@@ -381,3 +383,19 @@ def test_world(world: World) -> None:
     assert not array.any()
     assert world.cores >= 1
     assert MPI.Query_thread() >= MPI.THREAD_SINGLE
+
+
+def test_a_worker_that_had_joined_and_died_leaves_no_buffers_once_another_has_its_place(world: World) -> None:
+    flat = FlatModel(nn.Linear(300, 300), 1 << 14)
+    alone = MPI.COMM_SELF.Dup()
+    channel = ServerChannel(alone, world.run_id, flat.layout, (), COLUMNS)
+    peers = []
+    for _ in range(3):
+        channel.join(2, alone)
+        peers.append(weakref.ref(channel.peers[2]))
+        channel.peers[2].free()
+        channel.peers[2].dead = True
+    gc.collect()
+    assert [peer() is None for peer in peers] == [True, True, False]
+    channel.close()
+    alone.Free()
