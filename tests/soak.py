@@ -1,7 +1,9 @@
-"""Minutes of mishaps: workers that die, hang and come back, a server that dies, signals, in one run that is resumed.
+"""Minutes of mishaps: workers that die, hang, are cut off and come back, or push values that are not finite, a server
+that dies, signals, in one run that is resumed.
 
 ``python tests/soak.py 20`` goes on for 20 minutes with four workers and prints, as JSON, what it did to them, how often
-the run was resumed, the memory of rank 0 in every job, and the result. It fails if a job hangs. With ``steady`` as the
+the run was resumed, the memory of rank 0 in every job, and the result. It fails if a job hangs. Every rank has an
+emulated host of its own, which needs root. With ``steady`` as the
 second argument the server is left alone, and new processes take the places of workers that are killed: one job lasts
 for all of the time, so that one sees whether its rank 0 grows. A worker is then killed half a minute after the last one
 at the earliest, so that its successor is in the run by then.
@@ -17,48 +19,55 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 import launch
 import under_way
+from hpcdml.emulation.cluster import Cluster
 from hpcdml.storage.run_reader import RunReader
 from test_faults import OPTIONS, accuracy
+from test_poison import MODEL
 
 HANG_SECONDS = 90.0
 JOINING_SECONDS = 30.0
 WORKERS = 4
 ENDLESS = ["--epochs", "1000000", "--policy", "losp", "--worker-timeout", "1", "--min-workers", "2"]
 CHECKPOINTS = ["--checkpoint-seconds", "2", "--resume", "auto"]
-KINDS = ["stop", "kill", "server", "signal", "stop briefly"]
-OFTEN = {"": [5, 2, 0.3, 0.3, 5], "steady": [5, 2, 0, 0, 5]}
+POISONED = 200
+"""Of so many steps of worker 1 one gives nan."""
+KINDS = ["stop", "kill", "server", "signal", "stop briefly", "link", "cut"]
+OFTEN = {"": [5, 2, 0.3, 0.3, 5, 3, 0.15], "steady": [5, 2, 0, 0, 5, 0, 0]}
 
 
 def main(minutes: float, how: str = "") -> None:
     until = time.monotonic() + 60 * minutes
     done: Counter[str] = Counter()
     memory: list[list[float]] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         run = Path(folder) / "run"
+        (run.parent / "poison.py").write_text(MODEL)
+        cluster = None if how else stack.enter_context(Cluster(WORKERS + 1, "1gbit", "soak"))
         while time.monotonic() < until:
-            memory.append(_job(run, until, done, how))
+            memory.append(_job(run, until, done, how, cluster))
             print(json.dumps({"done": done, "jobs": len(memory), "MiB of rank 0": memory[-1]}), flush=True)
         options = ["--max-samples", str(under_way.samples(run) + 20000), "--epochs", "none"]
-        last = launch.run([*_mpirun(), "resume", str(run), *options], timeout=HANG_SECONDS)
+        last = launch.run(_mpirun("resume", str(run), *options), timeout=HANG_SECONDS, cwd=run.parent)
         assert last.returncode == 0, last.stderr
-        print(
-            json.dumps(
-                {"accuracy": accuracy(run), "samples": under_way.samples(run), "finished": RunReader(run).finished}
-            )
-        )
+        reader = RunReader(run)
+        refused = int((reader.table("pushes")["refused"] == 1).sum())
+        result = {"accuracy": accuracy(run), "samples": under_way.samples(run), "finished": reader.finished}
+        print(json.dumps({**result, "refused pushes": refused}))
 
 
-def _job(run: Path, until: float, done: Counter[str], how: str) -> list[float]:
+def _job(run: Path, until: float, done: Counter[str], how: str, cluster: Cluster | None) -> list[float]:
     """One job, to its end or the end of the time; returns the resident memory of rank 0, every ten seconds."""
-    more = ["--respawn", "1000"] if how else []
-    command = [*_mpirun(), "train", *OPTIONS, *ENDLESS, *CHECKPOINTS, *more, "--output", str(run)]
+    more = ["--respawn", "1000"] if how else ["--model", "poison:model", "--model-args", f"every={POISONED}"]
+    command = _mpirun("train", *OPTIONS, *ENDLESS, *CHECKPOINTS, *more, "--output", str(run), cluster=cluster)
     before = under_way.samples(run)
     # Into a file, as nobody reads a pipe.
-    job, mark = launch.start(["sh", "-c", 'exec "$@" >> "$0" 2>&1', f"{run}.log", *command])
+    into = ["sh", "-c", 'exec "$@" >> "$0" 2>&1', f"{run}.log"]
+    job, mark = launch.start([*into, *command], cluster and cluster.environment(), run.parent)
     memory, began, looked, killed = [], time.monotonic(), time.monotonic(), 0.0
     try:
         # A death while MPI starts would hang the others.
@@ -77,7 +86,10 @@ def _job(run: Path, until: float, done: Counter[str], how: str) -> list[float]:
             if kind == "kill":
                 killed = time.monotonic()
             victim = server if kind == "server" else random.choice(sorted(workers))
-            _harm(kind, victim)
+            if cluster is not None and kind in ("link", "cut"):
+                _cut_off(cluster, for_good=kind == "cut")
+            else:
+                _harm(kind, victim)
             done[kind] += 1
         if job.poll() is None:
             _harm("signal", server)
@@ -93,7 +105,18 @@ def _job(run: Path, until: float, done: Counter[str], how: str) -> list[float]:
     finally:
         launch.kill(mark)
         job.wait()
+        for host in cluster.hosts if cluster is not None else ():
+            cluster.link_up(host)
     return memory
+
+
+def _cut_off(cluster: Cluster, for_good: bool) -> None:
+    """Cut a worker's host off, for a moment or until the job is over."""
+    host = random.choice(cluster.hosts[1:])
+    cluster.link_down(host)
+    if not for_good:
+        time.sleep(3.0)
+        cluster.link_up(host)
 
 
 def _harm(kind: str, pid: int) -> None:
@@ -127,8 +150,13 @@ def _resident(pid: int) -> float:
     return next((round(int(line.split()[1]) / 1024, 1) for line in lines if line.startswith("VmRSS")), 0.0)
 
 
-def _mpirun() -> list[str]:
-    return [launch.find_mpirun() or "mpirun", "--with-ft", "ulfm", "-n", "5", sys.executable, "-m", "hpcdml"]
+def _mpirun(*words: str, cluster: Cluster | None = None) -> list[str]:
+    program = [sys.executable, "-m", "hpcdml", *words]
+    if cluster is None:
+        return [launch.find_mpirun() or "mpirun", "--with-ft", "ulfm", "-n", str(WORKERS + 1), *program]
+    command = cluster.command(WORKERS + 1, program)
+    at = next(place for place, word in enumerate(command) if word.endswith("mpirun")) + 1
+    return [*command[:at], "--with-ft", "ulfm", *command[at:]]
 
 
 if __name__ == "__main__":

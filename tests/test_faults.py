@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -124,21 +124,25 @@ def test_a_worker_that_hangs_is_left_out_and_let_back_in(policy: str, tmp_path: 
     assert (pushes["time"][pushes["worker"] == 2] > times[1]).sum() > 20
 
 
-def test_a_host_that_is_cut_off_for_seconds_comes_back(tmp_path: Path) -> None:
-    options = ["--policy", "losp", "--worker-timeout", "1", "--max-samples", "10000000", "--max-seconds", "12"]
+@pytest.fixture
+def hosts() -> Iterator[Cluster]:
+    """Three emulated hosts."""
+    stack = ExitStack()
     try:
-        made = Cluster(3, "1gbit", "cut")
-        made.up()
+        made = stack.enter_context(Cluster(3, "1gbit", "faults"))
     except HpcdmlError as problem:
         pytest.skip(str(problem))
-    try:
-        with running(tmp_path, 3, *options, cluster=made) as run:
-            made.link_down("h2")
-            time.sleep(3)
-            made.link_up("h2")
-            status, out = run.end()
-    finally:
-        made.down()
+    with stack:
+        yield made
+
+
+def test_a_host_that_is_cut_off_for_seconds_comes_back(hosts: Cluster, tmp_path: Path) -> None:
+    options = ["--policy", "losp", "--worker-timeout", "1", "--max-samples", "10000000", "--max-seconds", "12"]
+    with running(tmp_path, 3, *options, cluster=hosts) as run:
+        hosts.link_down("h2")
+        time.sleep(3)
+        hosts.link_up("h2")
+        status, out = run.end()
     assert status == 0, out
     assert kinds(tmp_path) == [(2, "silent"), (2, "back")], out
     assert accuracy(tmp_path) > 0.9
@@ -174,9 +178,18 @@ def test_a_server_that_dies_ends_all_and_the_run_goes_on(hpcdml_job: Job, tmp_pa
         took = time.monotonic() - begin
     assert status == 1 and "rank 0, the server, is lost; this worker's model is in" in out, out
     assert took < 60
-    assert sorted(p.name for p in (tmp_path / "rescued").iterdir())
+    assert sorted(p.name for p in (tmp_path / "rescued").iterdir()) == ["worker-1.h5", "worker-2.h5"]
     done = hpcdml_job(3, "resume", tmp_path, "--max-samples", "20000", "--epochs", "none")
     assert done.returncode == 0 and RunReader(tmp_path).finished, done.stderr
+
+
+def test_a_server_that_dies_ends_all_on_other_hosts_too_with_status_1(hosts: Cluster, tmp_path: Path) -> None:
+    with running(tmp_path, 3, "--policy", "losp", "--epochs", "5000", cluster=hosts) as run:
+        run.kill(0)
+        status, out = run.end()
+    assert status == 1, out
+    assert all(f"rank {rank} on h{rank}: rank 0, the server, is lost; this worker" in out for rank in (1, 2)), out
+    assert sorted(p.name for p in (tmp_path / "rescued").iterdir()) == ["worker-1.h5", "worker-2.h5"]
 
 
 @pytest.mark.parametrize("policy", ["losp", "bsp"])

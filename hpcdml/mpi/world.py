@@ -344,6 +344,10 @@ def abort(world: World, error: BaseException) -> None:
     if faults.tolerated():
         # Seen: after a death and aborts on all other ranks, these had ended, and mpirun of Open MPI 5.0.11 had not.
         faults.end_launcher(3 * _PATIENCE_SECONDS)
+        if SERVER in faults.failed(world.comm):
+            # Every other rank notices it too, and leaves when it has saved what it can. An abort would cut that short,
+            # and where it comes from another host than mpirun's, Open MPI 5.0.11 ends with status 0 after a death.
+            _leave_mpi_as_it_is(1)
     world.comm.Abort(1)
 
 
