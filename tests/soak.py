@@ -26,7 +26,7 @@ import launch
 import under_way
 from hpcdml.emulation.cluster import Cluster
 from hpcdml.storage.run_reader import RunReader
-from test_faults import OPTIONS, accuracy
+from test_faults import OPTIONS, accuracy, tolerant
 from test_poison import MODEL
 
 HANG_SECONDS = 90.0
@@ -52,7 +52,7 @@ def main(minutes: float, how: str = "") -> None:
             memory.append(_job(run, until, done, how, cluster))
             print(json.dumps({"done": done, "jobs": len(memory), "MiB of rank 0": memory[-1]}), flush=True)
         options = ["--max-samples", str(under_way.samples(run) + 20000), "--epochs", "none"]
-        last = launch.run(_mpirun("resume", str(run), *options), timeout=HANG_SECONDS, cwd=run.parent)
+        last = launch.run(tolerant(WORKERS + 1, "resume", str(run), *options), timeout=HANG_SECONDS, cwd=run.parent)
         assert last.returncode == 0, last.stderr
         reader = RunReader(run)
         refused = int((reader.table("pushes")["refused"] == 1).sum())
@@ -63,7 +63,8 @@ def main(minutes: float, how: str = "") -> None:
 def _job(run: Path, until: float, done: Counter[str], how: str, cluster: Cluster | None) -> list[float]:
     """One job, to its end or the end of the time; returns the resident memory of rank 0, every ten seconds."""
     more = ["--respawn", "1000"] if how else ["--model", "poison:model", "--model-args", f"every={POISONED}"]
-    command = _mpirun("train", *OPTIONS, *ENDLESS, *CHECKPOINTS, *more, "--output", str(run), cluster=cluster)
+    words = [*OPTIONS, *ENDLESS, *CHECKPOINTS, *more, "--output", str(run)]
+    command = tolerant(WORKERS + 1, "train", *words, cluster=cluster)
     before = under_way.samples(run)
     # Into a file, as nobody reads a pipe.
     into = ["sh", "-c", 'exec "$@" >> "$0" 2>&1', f"{run}.log"]
@@ -148,15 +149,6 @@ def _resident(pid: int) -> float:
     except OSError:  # it has been killed
         return 0.0
     return next((round(int(line.split()[1]) / 1024, 1) for line in lines if line.startswith("VmRSS")), 0.0)
-
-
-def _mpirun(*words: str, cluster: Cluster | None = None) -> list[str]:
-    program = [sys.executable, "-m", "hpcdml", *words]
-    if cluster is None:
-        return [launch.find_mpirun() or "mpirun", "--with-ft", "ulfm", "-n", str(WORKERS + 1), *program]
-    command = cluster.command(WORKERS + 1, program)
-    at = next(place for place, word in enumerate(command) if word.endswith("mpirun")) + 1
-    return [*command[:at], "--with-ft", "ulfm", *command[at:]]
 
 
 if __name__ == "__main__":

@@ -55,18 +55,24 @@ class Running:
         return self.job.returncode, out + err
 
 
+def tolerant(ranks: int, *words: str, cluster: Cluster | None = None) -> list[str]:
+    """The command line of ``hpcdml WORDS`` as a job that goes on when a rank dies."""
+    program = [sys.executable, "-m", "hpcdml", *words]
+    if cluster is None:
+        command = [launch.find_mpirun() or "mpirun", "-n", str(ranks), *program]
+    else:
+        command = cluster.command(ranks, program)
+    at = next(place for place, word in enumerate(command) if word.endswith("mpirun")) + 1
+    return [*command[:at], "--with-ft", "ulfm", *command[at:]]
+
+
 @contextmanager
 def running(
     folder: Path, ranks: int, *options: str, rounds: int = 20, cluster: Cluster | None = None
 ) -> Iterator[Running]:
     """Start a job, and wait until it has made so many rounds; at the end, nothing of it is left."""
-    train = [sys.executable, "-m", "hpcdml", "train", *OPTIONS, *options, "--output", str(folder)]
-    if cluster is None:
-        command = [launch.find_mpirun() or "mpirun", "-n", str(ranks), *train]
-    else:
-        command = cluster.command(ranks, train)
-    at = next(place for place, word in enumerate(command) if word.endswith("mpirun")) + 1
-    job, mark = launch.start([*command[:at], "--with-ft", "ulfm", *command[at:]], cluster and cluster.environment())
+    command = tolerant(ranks, "train", *OPTIONS, *options, "--output", str(folder), cluster=cluster)
+    job, mark = launch.start(command, cluster and cluster.environment())
     try:
         trains = under_way.wait_until(lambda: len(under_way.rounds(folder)) >= rounds, job)
         assert trains, job.communicate(timeout=1)
@@ -119,9 +125,9 @@ def test_a_worker_that_hangs_is_left_out_and_let_back_in(policy: str, tmp_path: 
     rounds = RunReader(tmp_path).table("rounds")
     meanwhile = rounds[(rounds["time"] > times[0]) & (rounds["time"] < times[1])]
     assert len(meanwhile) > 20 and accuracy(tmp_path) > 0.9
-    # The worker pushes again, with the others; how often in the rest of the run is a matter of the machine.
+    # The worker pushes again, with the others.
     pushes = RunReader(tmp_path).table("pushes")
-    assert (pushes["time"][pushes["worker"] == 2] > times[1]).sum() > 3
+    assert (pushes["time"][pushes["worker"] == 2] > times[1]).sum() > 20
 
 
 @pytest.fixture
