@@ -54,6 +54,12 @@ def all_sides() -> tuple[str, ...]:
     return (*POLICIES, *_NARROW, *(side for side in PEERS if side != "alone"))
 
 
+def train_words(options: Mapping[str, Any], output: str) -> list[str]:
+    """What ``hpcdml`` is called with to train with ``options``, by name with underscores."""
+    words = [f"--{name.replace('_', '-')}={_text(value)}" for name, value in options.items() if value != {}]
+    return ["train", *words, f"--output={output}"]
+
+
 def train_job(site: Site, workers: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """Run ``hpcdml train`` and return the summary of its run, with what ``run_side`` tells beyond it; raises likewise.
 
@@ -61,8 +67,7 @@ def train_job(site: Site, workers: int, options: Mapping[str, Any]) -> dict[str,
         options: by name with underscores.
     """
     with tempfile.TemporaryDirectory(prefix="hpcdml-bench-") as folder:
-        arguments = [f"--{name.replace('_', '-')}={_text(value)}" for name, value in options.items() if value != {}]
-        site.run(workers + 1, [sys.executable, "-m", "hpcdml", "train", *arguments, f"--output={folder}/run"])
+        site.run(workers + 1, [sys.executable, "-m", "hpcdml", *train_words(options, f"{folder}/run")])
         run = RunReader(f"{folder}/run")
         steps, scores = run.table("steps"), run.table("evaluations")
         times = [steps["time"][steps["worker"] == worker] for worker in range(1, workers + 1)]

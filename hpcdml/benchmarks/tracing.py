@@ -13,6 +13,7 @@ from typing import Any
 from hpcdml.benchmarks.launch import Site
 from hpcdml.benchmarks.log import Log
 from hpcdml.benchmarks.ranges import need, need_counts
+from hpcdml.benchmarks.runs import train_words
 from hpcdml.benchmarks.table import spread
 from hpcdml.config import option
 from hpcdml.errors import MachineError
@@ -90,14 +91,12 @@ def _workers(site: Site, options: TracingOptions, hidden: int) -> list[dict[str,
         job = {
             "policy": options.policy,
             "model": "mlp",
-            "model-args": f"hidden={hidden}",
+            "model_args": {"hidden": hidden},
             "threads": 1,
-            "batch-size": options.batch_size,
-            "max-seconds": options.seconds,
-            "eval-seconds": 10 * options.seconds,
-            "output": f"{folder}/run",
+            "batch_size": options.batch_size,
+            "max_seconds": options.seconds,
+            "eval_seconds": 10 * options.seconds,
         }
-        words = [f"--{name}={value}" for name, value in job.items()]
-        program = "hpcdml.benchmarks.traced_in_turns"
-        site.run(options.workers + 1, [sys.executable, "-m", program, folder, "train", *words])
+        program = [sys.executable, "-m", "hpcdml.benchmarks.traced_in_turns", folder]
+        site.run(options.workers + 1, [*program, *train_words(job, f"{folder}/run")])
         return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
