@@ -23,6 +23,8 @@ OVERSUBSCRIBE = {
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
 }
+TOLERANT = ("--with-ft", "ulfm")  # words of an mpirun that lets a job lose ranks
+CANNOT_LOSE_RANKS = "needs an mpirun that has --with-ft ulfm, as Open MPI 5 does"
 
 
 class JobHangs(AssertionError):
@@ -37,6 +39,14 @@ def find_mpirun() -> str | None:
     """The mpirun beside this Python (of the same environment as mpi4py), else the first on the path."""
     beside = str(Path(sys.executable).parent)
     return shutil.which("mpirun", path=os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]))
+
+
+def can_lose_ranks() -> bool:
+    mpirun = find_mpirun()
+    if mpirun is None:
+        return False
+    told = subprocess.run([mpirun, "--version"], capture_output=True, text=True).stdout
+    return "Open MPI" in told and "Open MPI) 4" not in told
 
 
 def hpcdml(

@@ -265,11 +265,9 @@ def test_one_rank_is_too_few(_needs_mpirun: None, tmp_path: Path) -> None:
     assert "a session needs at least 2 ranks, a server and its workers, or no mpirun at all" in done.stderr
 
 
-def test_where_ranks_may_die_a_worker_that_fails_leaves_alone(_needs_mpirun: None, tmp_path: Path) -> None:
-    ulfm = ("--with-ft", "ulfm")
-    done = launch.mpirun(3, *ulfm, sys.executable, str(CASES), str(tmp_path), "raises", timeout=600)
-    if "unrecognized" in done.stderr.lower() or "not supported" in done.stderr.lower():
-        pytest.skip("this mpirun has no --with-ft ulfm")
+@pytest.mark.skipif(not launch.can_lose_ranks(), reason=launch.CANNOT_LOSE_RANKS)
+def test_where_ranks_may_die_a_worker_that_fails_leaves_alone(tmp_path: Path) -> None:
+    done = launch.mpirun(3, *launch.TOLERANT, sys.executable, str(CASES), str(tmp_path), "raises", timeout=600)
     assert "hpcdml: rank 2 on" in done.stderr and "RuntimeError: the disk is on fire" in done.stderr
     assert {line["rank"] for line in lines(done)} == {0, 1}
     run = RunReader(tmp_path / "raises")

@@ -44,17 +44,19 @@ def run(folder: Path, ranks: int = 3, **options: Any) -> list[dict[str, Any]]:
     return lines(done)
 
 
-def broken(folder: Path, number: int, rank: int, after: int = 300, **options: Any) -> tuple[int, str]:
-    """Start the script, and send a signal to one rank, or kill all, when there is a checkpoint and so many samples have
-    been trained on, in the second epoch unless others are given.
+def broken(
+    folder: Path, number: int, rank: int | None, after: int = 300, words: tuple[str, ...] = (), **options: Any
+) -> tuple[int, str]:
+    """Start the script with these words for mpirun, and send a signal to one rank, or kill all, when there is a
+    checkpoint and so many samples have been trained on, in the second epoch unless others are given.
     """
-    mpirun = [launch.find_mpirun() or "mpirun", "-n", "3"]
+    mpirun = [launch.find_mpirun() or "mpirun", "-n", "3", *words]
     job, mark = launch.start([*mpirun, *command(folder, options, STEP)])
     try:
         under_way.wait_until(
             lambda: under_way.samples(folder) >= after and newest_valid(folder / "checkpoints") is not None, job
         )
-        if number == signal.SIGKILL:
+        if rank is None:
             launch.kill(mark)
         else:
             os.kill(launch.ranks(mark)[rank], number)
@@ -96,7 +98,7 @@ def test_a_killed_script_goes_on_and_a_finished_one_has_nothing_to_do(
     unbroken: list[dict[str, Any]], hpcdml_job: Any, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    broken(folder, signal.SIGKILL, 0)
+    broken(folder, signal.SIGKILL, None)
     found = run(folder)
     for name in ("digest", "updates", "lr", "averaged"):
         assert [line[name] for line in found][1:] == [line[name] for line in unbroken][1:], name
@@ -112,6 +114,17 @@ def test_a_killed_script_goes_on_and_a_finished_one_has_nothing_to_do(
     assert done.returncode == 2, done.stderr
     assert "stateful=...): has nothing; the checkpoint has averaged, scheduler; a run goes on only" in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("hpcdml: stateful")]) <= 1
+
+
+@pytest.mark.skipif(not launch.can_lose_ranks(), reason=launch.CANNOT_LOSE_RANKS)
+def test_a_script_whose_server_dies_saves_its_models_and_goes_on(
+    unbroken: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    status, out = broken(folder, signal.SIGKILL, 0, words=launch.TOLERANT)
+    assert status == 1 and "rank 0, the server, is lost; this worker's model is in" in out, out
+    assert sorted(p.name for p in (folder / "rescued").iterdir()) == ["worker-1.h5", "worker-2.h5"]
+    assert [line["digest"] for line in run(folder)] == [line["digest"] for line in unbroken]
 
 
 @pytest.mark.parametrize("policy", ["losp", "asp"])

@@ -347,18 +347,41 @@ def abort(world: World, error: BaseException) -> None:
         if SERVER in faults.failed(world.comm):
             # Every other rank notices it too, and leaves when it has saved what it can. An abort would cut that short,
             # and where it comes from another host than mpirun's, Open MPI 5.0.11 ends with status 0 after a death.
+            _wait_for_other_workers(world)
             _leave_mpi_as_it_is(1)
     world.comm.Abort(1)
 
 
 def _let_lower_ranks_speak(world: World) -> None:
-    """Return if no lower rank fails, after a moment; if one does, wait to be ended by it."""
+    """Return if no lower rank fails, after a moment; if one does, wait to be ended by it. No rank ends workers who have
+    lost their server.
+    """
     empty = bytearray()
     sends = [world.comm.Isend(empty, rank, Tag.FAILURE) for rank in range(world.rank + 1, world.size)]
     start = time.monotonic()
     limit = _GRACE_SECONDS
-    while time.monotonic() - start < limit:
+    while time.monotonic() - start < limit and SERVER not in faults.failed(world.comm):
         if world.comm.Iprobe(MPI.ANY_SOURCE, Tag.FAILURE):
             limit = _PATIENCE_SECONDS
         MPI.Request.Testall(sends)
+        time.sleep(0.01)
+
+
+def _wait_for_other_workers(world: World) -> None:
+    """Return when the other live workers have come as far as this one, or after a while.
+
+    With the first rank that leaves mpirun ends, and a batch system then ends those that are still saving.
+    """
+    empty = bytearray()
+    left = set(world.workers) - {world.rank}
+    sends = []
+    for rank in left:
+        with suppress(MPI.Exception):  # it has died
+            sends.append(world.comm.Isend(empty, rank, Tag.FAILURE))
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while left and time.monotonic() < until:
+        left -= faults.failed(world.comm)
+        for rank in tuple(left):
+            with suppress(MPI.Exception):
+                left -= {rank} if world.comm.Iprobe(rank, Tag.FAILURE) else set()
         time.sleep(0.01)

@@ -105,7 +105,7 @@ class Meeting:
         elif isinstance(error, (faults.ServerLost, faults.NoWord)):
             text += self.rescuer()
         told = MachineError(text)
-        if faults.tolerated() and not self.world.is_server:
+        if faults.tolerated() and not self.world.is_server and not isinstance(error, faults.ServerLost):
             faults.leave(failure(self.world, told))  # the others go on
         abort(self.world, told)
         raise SystemExit(1)  # no MPI is known that comes back from its abort

@@ -11,9 +11,11 @@ import sys
 import time
 
 from hpcdml.config import TrainConfig
+from hpcdml.errors import MachineError
 from hpcdml.mpi import faults
 from hpcdml.mpi.spawning import meet
 from hpcdml.mpi.world import failure, finish
+from hpcdml.training.rescue import rescue
 from hpcdml.training.setup import AgreedFailure, set_up
 from hpcdml.training.stop_signals import StopSignals
 from hpcdml.training.worker_job import WorkerJob
@@ -30,7 +32,10 @@ def main() -> int:
         setup = dataclasses.replace(set_up(config, alone), epoch_samples=given["epoch_samples"])
         job = WorkerJob(config, world, setup, given["part"], None, signals)
         job.join()
-        job.run(began - given["seconds"])
+        try:
+            job.run(began - given["seconds"])
+        except (faults.ServerLost, faults.NoWord) as error:
+            raise MachineError(f"{error}{rescue(job.state, config.run.output)}") from error
         return finish(world, 0, ())
     except AgreedFailure:
         faults.leave(f"hpcdml: rank {world.rank} on {world.host}: the new process cannot train")
