@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import numpy as np
 import torch
 
@@ -14,6 +16,9 @@ COLUMNS = tuple(column.name for column in STEPS.columns if column.name != "worke
 CAPACITY = RECORD_ROWS - 1
 
 
+_in_order = operator.itemgetter(*COLUMNS)
+
+
 class StepRecords:
     """Collects one row a step until they are sent.
 
@@ -21,27 +26,35 @@ class StepRecords:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._rows = np.zeros((CAPACITY, len(COLUMNS)))
-        self._losses = torch.zeros(CAPACITY, dtype=torch.float64, device=device)
-        self._loss_column = COLUMNS.index("loss")
-        self.count = 0
+        self._rows: list[tuple[float, ...]] = []
+        on_host = device.type == "cpu"
+        self._losses = None if on_host else torch.zeros(CAPACITY, dtype=torch.float64, device=device)
+
+    @property
+    def count(self) -> int:
+        """Rows that are not sent."""
+        return len(self._rows)
 
     @property
     def full(self) -> bool:
-        return self.count == CAPACITY
+        return len(self._rows) == CAPACITY
 
     def add(self, loss: torch.Tensor, **values: float) -> None:
         """Add a step's row; ``values`` are all of ``COLUMNS`` but the loss."""
-        values["loss"] = 0.0
-        self._rows[self.count] = [values[name] for name in COLUMNS]
-        self._losses[self.count] = loss
-        self.count += 1
+        # A list and an item cost a third of writing into arrays, which are made once for many rows.
+        if self._losses is None:
+            values["loss"] = loss.item()
+        else:
+            values["loss"] = 0.0
+            self._losses[len(self._rows)] = loss
+        self._rows.append(_in_order(values))
 
     def take(self) -> np.ndarray:
         """Return the rows collected, float64 of shape (count, columns), and begin anew."""
-        rows = self._rows[: self.count].copy()
-        rows[:, self._loss_column] = self._losses[: self.count].cpu().numpy()
-        self.count = 0
+        rows = np.array(self._rows, np.float64).reshape(-1, len(COLUMNS))
+        if self._losses is not None:
+            rows[:, COLUMNS.index("loss")] = self._losses[: len(rows)].cpu().numpy()
+        self._rows.clear()
         return rows
 
 
