@@ -203,6 +203,15 @@ def test_a_server_that_dies_ends_all_on_other_hosts_too_with_status_1(hosts: Clu
     assert sorted(p.name for p in (tmp_path / "rescued").iterdir()) == ["worker-1.h5", "worker-2.h5"]
 
 
+def test_a_server_that_hangs_ends_workers_on_other_hosts_who_agree_that_it_does(hosts: Cluster, tmp_path: Path) -> None:
+    with running(tmp_path, 3, "--policy", "losp", "--worker-timeout", "1", "--epochs", "5000", cluster=hosts) as run:
+        run.kill(0, signal.SIGSTOP)
+        status, out = run.end()
+    assert status not in (0, None), out
+    assert "on h1: rank 0, the server, has not answered for 30 s; this worker's model is in" in out
+    assert sorted(p.name for p in (tmp_path / "rescued").iterdir()) == ["worker-1.h5", "worker-2.h5"]
+
+
 @pytest.mark.parametrize("policy", ["losp", "bsp"])
 def test_a_new_process_takes_the_place_of_a_worker_that_died(policy: str, hpcdml_job: Job, tmp_path: Path) -> None:
     options = ["--policy", policy, "--respawn", "1", "--max-samples", "10000000", "--max-seconds", "20"]

@@ -67,6 +67,8 @@ def meet() -> tuple[World, World, dict[str, Any]]:
 
     def place(comm: MPI.Comm) -> World:
         host = socket.gethostname()
-        return World(comm, rank, size, alone.local_worker, alone.cores, alone.own_cpus, int(run[0]), host)
+        return World(
+            comm, rank, size, alone.local_worker, alone.cores, alone.own_cpus, int(run[0]), host, beside_server=False
+        )
 
     return place(alone.comm), place(parent), json.loads(data.tobytes())

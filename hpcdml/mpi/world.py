@@ -34,6 +34,8 @@ _PATIENCE_SECONDS = 10.0
 _WHOLE, _SOME_DIED, _SOME_HANG = range(3)
 # Whether MPI_Finalize returns: ``finish`` knows.
 _finalizes = True
+# Kept until the process ends.
+_sends: list[MPI.Request] = []
 # Time for the launcher to pass the line on before its own notice of the abort.
 _LAUNCHER_SECONDS = 0.1
 
@@ -49,6 +51,7 @@ class World:
             shared with the other workers there.
         own_cpus: which CPUs this rank has for itself, if it is bound; all that it may run on where they are too few.
         run_id: a random number that every message of the run carries.
+        beside_server: whether rank 0 is on this host, as far as it is known.
     """
 
     comm: MPI.Comm
@@ -59,6 +62,7 @@ class World:
     own_cpus: frozenset[int]
     run_id: int
     host: str
+    beside_server: bool
 
     @property
     def workers(self) -> range:
@@ -83,9 +87,10 @@ def join_world() -> World:
     # Ranks keep their order in the split, so rank 0 is the first on its host, if it is there.
     first = np.array([rank], np.int64)
     wait(local.Ibcast(first, root=0))
-    local_worker = max(0, local.Get_rank() - int(first[0] == SERVER))
+    beside = bool(first[0] == SERVER)
+    local_worker = max(0, local.Get_rank() - int(beside))
     count, own = _cores(local, rank)
-    world = World(comm, rank, comm.Get_size(), local_worker, count, own, int(run_id[0]), socket.gethostname())
+    world = World(comm, rank, comm.Get_size(), local_worker, count, own, int(run_id[0]), socket.gethostname(), beside)
     local.Free()
     return world
 
@@ -337,8 +342,7 @@ def abort(world: World, error: BaseException) -> None:
 
     What fails on one rank often fails on all of them at once; the lowest of those that fail together speaks alone.
     """
-    with suppress(MPI.Exception):
-        _let_lower_ranks_speak(world)
+    _let_lower_ranks_speak(world)
     print(failure(world, error), file=sys.stderr, flush=True)
     time.sleep(_LAUNCHER_SECONDS)
     if faults.tolerated():
@@ -347,41 +351,59 @@ def abort(world: World, error: BaseException) -> None:
         if SERVER in faults.failed(world.comm):
             # Every other rank notices it too, and leaves when it has saved what it can. An abort would cut that short,
             # and where it comes from another host than mpirun's, Open MPI 5.0.11 ends with status 0 after a death.
-            _wait_for_other_workers(world)
+            _all_workers_end(world)
             _leave_mpi_as_it_is(1)
     world.comm.Abort(1)
+
+
+def others_go_on(world: World, error: BaseException) -> bool:
+    """Whether the others may train on when this rank, which has failed, leaves alone; all that it has is saved by now.
+
+    They cannot where rank 0 has died, or hangs: a worker of another host from which nothing has come asks the other
+    workers, as perhaps the way to its own host is cut.
+    """
+    if not faults.tolerated() or world.is_server or isinstance(error, faults.ServerLost):
+        return False
+    return not isinstance(error, faults.NoWord) or not (world.beside_server or _all_workers_end(world))
 
 
 def _let_lower_ranks_speak(world: World) -> None:
     """Return if no lower rank fails, after a moment; if one does, wait to be ended by it. No rank ends workers who have
     lost their server.
     """
-    empty = bytearray()
-    sends = [world.comm.Isend(empty, rank, Tag.FAILURE) for rank in range(world.rank + 1, world.size)]
+    _speak(world, range(world.rank + 1, world.size))
     start = time.monotonic()
     limit = _GRACE_SECONDS
     while time.monotonic() - start < limit and SERVER not in faults.failed(world.comm):
-        if world.comm.Iprobe(MPI.ANY_SOURCE, Tag.FAILURE):
+        # This rank is among them so that MPI sends what it has to, on rank 0 as well.
+        if any([_has_spoken(world, rank) for rank in range(world.rank + 1)]):
             limit = _PATIENCE_SECONDS
-        MPI.Request.Testall(sends)
         time.sleep(0.01)
 
 
-def _wait_for_other_workers(world: World) -> None:
-    """Return when the other live workers have come as far as this one, or after a while.
+def _all_workers_end(world: World) -> bool:
+    """Tell the other workers that this one ends; whether all live ones have told the same, at once or within a while.
 
     With the first rank that leaves mpirun ends, and a batch system then ends those that are still saving.
     """
-    empty = bytearray()
     left = set(world.workers) - {world.rank}
-    sends = []
-    for rank in left:
-        with suppress(MPI.Exception):  # it has died
-            sends.append(world.comm.Isend(empty, rank, Tag.FAILURE))
+    _speak(world, left)
     until = time.monotonic() + _PATIENCE_SECONDS
     while left and time.monotonic() < until:
         left -= faults.failed(world.comm)
-        for rank in tuple(left):
-            with suppress(MPI.Exception):
-                left -= {rank} if world.comm.Iprobe(rank, Tag.FAILURE) else set()
+        left -= {rank for rank in left if _has_spoken(world, rank)}
         time.sleep(0.01)
+    return not left
+
+
+def _speak(world: World, ranks: Iterable[int]) -> None:
+    """Tell these ranks that this one has failed."""
+    for rank in ranks:
+        with suppress(MPI.Exception):  # it has died
+            _sends.append(world.comm.Isend(bytearray(), rank, Tag.FAILURE))
+
+
+def _has_spoken(world: World, rank: int) -> bool:
+    with suppress(MPI.Exception):  # it has died
+        return bool(world.comm.Iprobe(rank, Tag.FAILURE))
+    return False

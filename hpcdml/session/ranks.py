@@ -22,6 +22,7 @@ from hpcdml.mpi.world import (
     failure,
     finish,
     join_world,
+    others_go_on,
     same_everywhere,
     send_final,
 )
@@ -105,8 +106,8 @@ class Meeting:
         elif isinstance(error, (faults.ServerLost, faults.NoWord)):
             text += self.rescuer()
         told = MachineError(text)
-        if faults.tolerated() and not self.world.is_server and not isinstance(error, faults.ServerLost):
-            faults.leave(failure(self.world, told))  # the others go on
+        if others_go_on(self.world, error):
+            faults.leave(failure(self.world, told))
         abort(self.world, told)
         raise SystemExit(1)  # no MPI is known that comes back from its abort
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from hpcdml.config import RunOptions, TrainConfig
 from hpcdml.errors import MachineError, UsageError
 from hpcdml.mpi import faults
-from hpcdml.mpi.world import World, abort, barrier, failure, finish, join_world
+from hpcdml.mpi.world import World, abort, barrier, failure, finish, join_world, others_go_on
 from hpcdml.protocol.policies import make_policy
 from hpcdml.storage.run_reader import RunReader
 from hpcdml.training.bounds import stop_bounds
@@ -172,17 +172,15 @@ def _run(
     try:
         job.run(since)
         return finish(world, 0, ())
-    except (faults.ServerLost, faults.NoWord) as error:
-        failed = MachineError(f"{error}{rescue(job.state, config.run.output)}")
-        if isinstance(error, faults.NoWord) and faults.tolerated() and about["rank0_host"] != world.host:
-            # Perhaps only this host is cut off, and the others train on.
-            faults.leave(failure(world, failed))
-        raise failed from error
     except (Exception, SystemExit) as error:
-        if not faults.tolerated():
+        fault: BaseException = error
+        if isinstance(error, (faults.ServerLost, faults.NoWord)):
+            fault = MachineError(f"{error}{rescue(job.state, config.run.output)}")
+        if others_go_on(world, error):
+            faults.leave(failure(world, fault))
+        if fault is error:
             raise
-        faults.leave(failure(world, error))
-        raise
+        raise fault from error
 
 
 def _has_ended(config: TrainConfig, setup: Setup, found: Resumption) -> bool:
