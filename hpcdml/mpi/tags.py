@@ -25,6 +25,8 @@ class Tag(IntEnum):
     STATE = 5
     """A block of a worker's saved state, up."""
     FAILURE = 4
-    """Nothing: the sender is about to end all ranks. To every rank above it."""
+    """Nothing: the sender is about to end, or all ranks with it. To those that it concerns."""
+    CLOCK = 7
+    """Nothing, up, and rank 0's time, down."""
     END = 6
     """The exit status of the run, int64, down: the result is written, and everybody may leave."""

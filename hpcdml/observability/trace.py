@@ -17,6 +17,7 @@ from hpcdml.observability.view import RunView
 ENDINGS = (".json", ".json.gz")
 _PARTS = (("blocked", "begin", "ready"), ("data", "ready", "data"), ("compute", "data", "end"))
 _STEPS, _UPDATES, _EVALUATION = 0, 1, 2
+_FIRST_PROCESS = 1000
 _HALF_NANOSECOND = 5e-10
 
 Event = dict[str, Any]
@@ -118,8 +119,8 @@ def _updates(line: WorkerLine, closed: dict[int, tuple[float, float]], begin: fl
             # An arrow from the update to its round; it must end within the round's slice.
             arrow = {"name": "update", "cat": "update", "id": line.worker << 40 | made}
             since, until = closed[made]
-            yield {**arrow, "ph": "s", "pid": line.worker, "tid": _UPDATES, "ts": _micro(a)}
-            yield {**arrow, "ph": "f", "bp": "e", "pid": 0, "tid": made % 2, "ts": _micro(min(max(a, since), until))}
+            yield {**arrow, "ph": "s", **_place(line.worker, _UPDATES), "ts": _micro(a)}
+            yield {**arrow, "ph": "f", "bp": "e", **_place(0, made % 2), "ts": _micro(min(max(a, since), until))}
 
 
 def _counters(view: RunView, begin: float, end: float) -> Iterator[Event]:
@@ -127,18 +128,24 @@ def _counters(view: RunView, begin: float, end: float) -> Iterator[Event]:
     for name, values in (("training loss", c.loss), ("samples a second", c.rate)):
         for at, value in zip(c.seconds.tolist(), values.tolist(), strict=True):
             if np.isfinite(value) and begin <= at <= end:
-                yield {"name": name, "ph": "C", "pid": 0, "tid": 0, "ts": _micro(at), "args": {name: value}}
+                yield {"name": name, "ph": "C", **_place(0, 0), "ts": _micro(at), "args": {name: value}}
 
 
 def _slice(name: str, rank: int, row: int, begin: float, end: float, about: Event | None) -> Event:
-    event = {"name": name, "ph": "X", "pid": rank, "tid": row, "ts": _micro(begin)}
+    event = {"name": name, "ph": "X", **_place(rank, row), "ts": _micro(begin)}
     # From rounded ends, so that neighbours do not overlap.
     event["dur"] = round(_micro(end) - _micro(begin), 3)
     return {**event, "args": about} if about else event
 
 
 def _name(kind: str, rank: int, row: int, **args: object) -> Event:
-    return {"name": kind, "ph": "M", "pid": rank, "tid": row, "args": args}
+    return {"name": kind, "ph": "M", **_place(rank, row), "args": args}
+
+
+def _place(rank: int, row: int) -> Event:
+    """Process and thread of a row. Perfetto takes thread 0 of every process for the same one, the idle one of Linux."""
+    process = _FIRST_PROCESS + rank
+    return {"pid": process, "tid": 10 * process + row}
 
 
 def _micro(seconds: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 
 import torch
@@ -60,7 +59,7 @@ def take_part(
         if isinstance(made, WorkerPart):
             state = made.state
             meeting.rescuer = lambda: rescue(state, config.run.output)
-        made.start(time.perf_counter())
+        made.start(meeting.zero())
     except Exception as error:
         meeting.fail(error)
     return made, meeting

@@ -15,10 +15,10 @@ from torch import nn
 from hpcdml.config import StopOptions, TrainConfig
 from hpcdml.errors import PREEMPTED, HpcdmlError, MachineError, UsageError
 from hpcdml.mpi import faults
+from hpcdml.mpi.clocks import common_zero
 from hpcdml.mpi.world import (
     World,
     abort,
-    barrier,
     failure,
     finish,
     join_world,
@@ -91,9 +91,11 @@ class Meeting:
         Raises:
             SystemExit: as ``flatten``.
         """
-        made = self._agreed(part)
-        barrier(self.world)
-        return made
+        return self._agreed(part)
+
+    def zero(self) -> float:
+        """The time of ``perf_counter`` at which training begins; the same moment on all ranks."""
+        return common_zero(self.world)
 
     def fail(self, error: BaseException) -> NoReturn:
         """End all ranks, with one line that says what happened in the user's code, and where. Does not return."""

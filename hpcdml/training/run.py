@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +12,8 @@ from typing import NamedTuple
 from hpcdml.config import RunOptions, TrainConfig
 from hpcdml.errors import MachineError, UsageError
 from hpcdml.mpi import faults
-from hpcdml.mpi.world import World, abort, barrier, failure, finish, join_world, others_go_on
+from hpcdml.mpi.clocks import common_zero
+from hpcdml.mpi.world import World, abort, failure, finish, join_world, others_go_on
 from hpcdml.protocol.policies import make_policy
 from hpcdml.storage.run_reader import RunReader
 from hpcdml.training.bounds import stop_bounds
@@ -164,8 +164,7 @@ def _run(
     worker = together(lambda: None if world.is_server else WorkerJob(config, world, setup, start.part, script, signals))
     # Only now that nothing else can go wrong, as it leaves a file behind.
     job = together(lambda: worker or ServerJob(config, world, setup, about, start.found, server, signals))
-    barrier(world)
-    since = time.perf_counter() - start.seconds
+    since = common_zero(world) - start.seconds
     if isinstance(job, ServerJob):
         status = max(job.run(since), told())
         return finish(world, status, job.machine.present, job.machine.silent, job.joined)
