@@ -70,6 +70,8 @@ def _job(run: Path, until: float, done: Counter[str], how: str, cluster: Cluster
     into = ["sh", "-c", 'exec "$@" >> "$0" 2>&1', f"{run}.log"]
     job, mark = launch.start([*into, *command], cluster and cluster.environment(), run.parent)
     memory, began, looked, killed = [], time.monotonic(), time.monotonic(), 0.0
+    harms: list[tuple[str, float]] = []
+    has_said = len(_said(run))
     try:
         # A death while MPI starts would hang the others.
         under_way.wait_until(lambda: under_way.samples(run) > before, job, HANG_SECONDS)
@@ -92,23 +94,27 @@ def _job(run: Path, until: float, done: Counter[str], how: str, cluster: Cluster
             else:
                 _harm(kind, victim)
             done[kind] += 1
+            harms.append((kind, round(time.monotonic() - began, 1)))
         if job.poll() is None:
             _harm("signal", server)
         deadline = time.monotonic() + HANG_SECONDS
         while job.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         assert job.poll() is not None, f"a job hangs {time.monotonic() - began:.0f} s after its start: {done}"
-        said = [line for line in Path(f"{run}.log").read_text(errors="replace").splitlines() if "hpcdml:" in line]
         done[f"status {job.returncode}"] += 1
-        print(
-            json.dumps({"status": job.returncode, "seconds": time.monotonic() - began, "said": said[-2:]}), flush=True
-        )
+        ended = {"status": job.returncode, "seconds": round(time.monotonic() - began, 1)}
+        print(json.dumps({**ended, "harmed": harms[-6:], "said": _said(run)[has_said:][-6:]}), flush=True)
     finally:
         launch.kill(mark)
         job.wait()
         for host in cluster.hosts if cluster is not None else ():
             cluster.link_up(host)
     return memory
+
+
+def _said(run: Path) -> list[str]:
+    log = Path(f"{run}.log")
+    return [line for line in log.read_text(errors="replace").splitlines() if "hpcdml:" in line] if log.exists() else []
 
 
 def _cut_off(cluster: Cluster, for_good: bool) -> None:
