@@ -162,7 +162,20 @@ def test_too_few_workers_end_the_run_after_a_checkpoint(hpcdml_job: Job, tmp_pat
         status, out = run.end()
     assert status == PREEMPTED, out
     assert "lost: on" in out and kinds(tmp_path) == [(1, "lost")]
+    assert "hpcdml: 2 workers are left, fewer than --min-workers 3: a checkpoint, then the end" in out
+    assert f"hpcdml resume {tmp_path} goes on from step-" in out
     done = hpcdml_job(3, "resume", tmp_path, "--max-samples", "30000", "--epochs", "none")
+    assert done.returncode == 0, done.stderr
+    assert RunReader(tmp_path).finished
+
+
+def test_too_few_workers_end_the_run_alike_where_one_hangs(hpcdml_job: Job, tmp_path: Path) -> None:
+    options = ["--policy", "losp", "--worker-timeout", "1", "--min-workers", "2", "--epochs", "5000"]
+    with running(tmp_path, 3, *options) as run:
+        run.kill(2, signal.SIGSTOP)
+        status, out = run.end()
+    assert status == PREEMPTED and "ended by force, as nothing comes from 2 any more" in out, out
+    done = hpcdml_job(2, "resume", tmp_path, "--max-samples", "30000", "--epochs", "none")
     assert done.returncode == 0, done.stderr
     assert RunReader(tmp_path).finished
 

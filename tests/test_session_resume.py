@@ -133,6 +133,7 @@ def test_policies_that_do_not_wait_go_on(_needs_mpirun: None, tmp_path: Path, po
     options = {"policy": policy, "epochs": 8, "loop": None}
     status, out = broken(folder, signal.SIGTERM, 1, **options)
     assert status == PREEMPTED, out
+    assert 'the script goes on when it is started again with Session(resume="auto"), from step-' in out
     found = run(folder, **options)
     assert len({line["digest"] for line in found}) == 1
     samples = int(RunReader(folder).table("rounds")["samples"][-1])

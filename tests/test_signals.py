@@ -54,6 +54,8 @@ def test_a_signal_to_any_rank_saves_the_run(
     assert "preempted" in kinds and kinds[-1] == "finished"
     (saved,) = (tmp_path / "checkpoints").iterdir()
     version = int(saved.stem.split("-")[1])
+    assert ": a checkpoint, then the end of all ranks" in out
+    assert f"with status 75; hpcdml resume {tmp_path} goes on from {saved.name}" in out
     before = len(RunReader(tmp_path).table("rounds"))
     assert 0 < version <= before
     options = ["--policy", policy, *OPTIONS, "--max-samples", str(RunReader(tmp_path).table("rounds")["samples"][-1])]

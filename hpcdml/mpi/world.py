@@ -224,7 +224,7 @@ def finish(
 
     A launcher would count a rank that fails after the others have left as the only one. No collective call serves here,
     since ranks may have died; and where some have, nobody calls ``MPI_Finalize``, in which Open MPI 5 hangs then, not
-    always. Where some are silent, all are ended by force.
+    always. Where some are silent, all are ended by force, with status 1 where it were 0.
 
     Args:
         status: on rank 0 the exit status of the run.
@@ -262,7 +262,7 @@ def finish(
         else:
             atexit.register(leave)
     if value[1] == _SOME_HANG:
-        _end_by_force(world, silent)
+        _end_by_force(world, int(value[0]), silent)
     return int(value[0])
 
 
@@ -317,16 +317,17 @@ def send_final(world: World, arrays: Iterable[np.ndarray], workers: Iterable[int
                     wait(world.comm.Irecv(piece, SERVER, Tag.END))
 
 
-def _end_by_force(world: World, silent: Iterable[int]) -> None:
-    """End all ranks with status 1 (with 0, Open MPI lets stopped ones live, and waits for them). Does not return."""
+def _end_by_force(world: World, status: int, silent: Iterable[int]) -> None:
+    """End all ranks with ``status``, or 1 (with 0, Open MPI lets stopped ones live, and waits). Does not return."""
     sys.stdout.flush()
     if world.is_server:
         ranks = ", ".join(map(str, sorted(silent)))
-        text = f"hpcdml: the result is written; all ranks are ended by force, as nothing comes from {ranks} any more"
+        done = "" if status else "the result is written; "
+        text = f"hpcdml: {done}all ranks are ended by force, as nothing comes from {ranks} any more"
         print(text, file=sys.stderr, flush=True)
         faults.end_launcher(3 * _PATIENCE_SECONDS)
         time.sleep(_LAUNCHER_SECONDS)
-        world.comm.Abort(1)
+        world.comm.Abort(status or 1)
     time.sleep(_PATIENCE_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -135,6 +135,10 @@ class Checkpoints:
         about: configuration and environment, for the file.
         records: by worker, the blocks of step records that have come.
         bounds: what ends the run, for the file.
+
+    Attributes:
+        wanted: whether one is due whatever the options say.
+        saved: the newest that this job has written.
     """
 
     def __init__(
@@ -161,6 +165,7 @@ class Checkpoints:
         self.records = records
         self.bounds = list(bounds)
         self.wanted = False
+        self.saved: Path | None = None
         self._every = Every(options.checkpoint_seconds)
         self._last = (machine.version, machine.samples)
         self._copies: _Copies | None = None
@@ -307,6 +312,7 @@ class Checkpoints:
                 self.folder, found, keep_last=self.options.keep_checkpoints, keep_every=self.options.keep_every
             )
             self.writer.event(cut.seconds, 0, "checkpoint", path.name)
+            self.saved = path
             self._failing = False
         except (HpcdmlError, OSError) as error:
             self._warn(cut.seconds, cut.version, str(error))

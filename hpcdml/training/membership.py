@@ -77,7 +77,7 @@ class Membership:
             return
         count = len(machine.live)
         where = f"on {self.hosts[worker]}, at version {machine.version}"
-        self.tell(worker, "lost", f"{where}; {count} {'worker is' if count == 1 else 'workers are'} left")
+        self.tell(worker, "lost", f"{where}; {_workers(count)} left")
         self.replace(worker)
         if not count and not ended:
             raise MachineError(f"no worker is left; the last one was rank {worker} {where}")
@@ -93,7 +93,7 @@ class Membership:
         machine = self.machine
         count = len(machine.live)
         if count < self.least and machine.active:
-            self.preempt(f"{count} workers are left, fewer than --min-workers {self.least}")
+            self.preempt(f"{_workers(count)} left, fewer than --min-workers {self.least}")
 
     def asked(self, workers: Iterable[int]) -> None:
         """All of a message has just been handed over for these workers: from now on it is their turn."""
@@ -125,7 +125,7 @@ class Membership:
     def back(self, worker: int, integers: np.ndarray) -> None:
         """The machine has taken a worker in again that had been silent."""
         count = len(self.machine.live)
-        self.tell(worker, "back", f"at version {self.machine.version}; {count} workers are in the run")
+        self.tell(worker, "back", f"at version {self.machine.version}; {_workers(count)} in the run")
         self._announce(worker, integers)
 
     def joined(self, worker: int, integers: np.ndarray) -> None:
@@ -147,7 +147,7 @@ class Membership:
         self.carry_out(machine.leave_out(worker))
         where = f"on {self.hosts[worker]}, at version {machine.version}"
         text = f"nothing has come from it for {seconds:.1f} s (--worker-timeout {self.timeout:g}); {where}"
-        self.tell(worker, "silent", f"{text}; {len(machine.live)} workers go on")
+        self.tell(worker, "silent", f"{text}; {_workers(len(machine.live))} left")
         if not machine.live:
             raise MachineError(f"no worker is left; from rank {worker} {where}, {text}")
         self._go_on_without(worker, integers)
@@ -157,3 +157,7 @@ class Membership:
         machine = self.machine
         for other in sorted((machine.active | machine.silent | machine.joining) - {worker}):
             self.channel.send_header(other, machine.membership(worker), integers)
+
+
+def _workers(count: int) -> str:
+    return "1 worker is" if count == 1 else f"{count} workers are"

@@ -295,13 +295,18 @@ def share_config(world: World, config: dict[str, Any] | None) -> dict[str, Any]:
     return found
 
 
+def is_own_loop(config: dict[str, Any]) -> bool:
+    """Whether a configuration is that of a session, whose loop is in the user's script."""
+    return str(config.get("dataset")).endswith(OWN_LOOP)
+
+
 def known_options(config: dict[str, Any]) -> dict[str, Any]:
     """The options in a file's configuration that this hpcdml has.
 
     Raises:
         UsageError: they are those of a session, whose loop is not hpcdml's.
     """
-    if str(config.get("dataset")).endswith(OWN_LOOP):
+    if is_own_loop(config):
         raise UsageError(
             "this was a run of a hpcdml.Session, whose loop is in its script: that goes on when it is started again "
             'with Session(resume="auto"), and cannot be repeated bit for bit'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ from hpcdml.training.outer import make_outer
 from hpcdml.training.records import COLUMNS
 from hpcdml.training.replacements import Replacements
 from hpcdml.training.replay import ServerScript
-from hpcdml.training.resumption import Resumption
+from hpcdml.training.resumption import Resumption, is_own_loop
 from hpcdml.training.server_loop import ServerLoop
 from hpcdml.training.snapshots import Snapshots, Version
 from hpcdml.training.state import state_arrays, state_types
@@ -176,12 +177,14 @@ class ServerJob:
                 checkpoints.final(seconds, integers)
             elif checkpoints.wanted and loop.preempted is not None:
                 why = "a worker had ended already; a run with checkpoints at intervals has one at its end as well"
-                print(f"hpcdml: warning: no checkpoint was saved: {why}", file=sys.stderr, flush=True)
+                progress.message(f"hpcdml: warning: no checkpoint was saved: {why}")
             version, x = machine.version, aggregator.x
             if self.script is not None and self.script.kept is not None and self.script.integers is not None:
                 version, x, integers = self.script.last, self.script.kept, self.script.integers
             snapshots.final(Version(version, seconds, machine.samples), x, integers)
             progress.close()
+            if loop.preempted is not None:
+                progress.message(self._ended_early(loop.preempted, checkpoints.saved))
             used = resources.Resources(cpu, resources.peak_bytes())
             writer.event(seconds, 0, resources.EVENT, used.text())
             writer.write_parameters(state_arrays(flat.model), seconds)
@@ -191,6 +194,13 @@ class ServerJob:
             print("hpcdml: no worker is left; the result is what there was before", file=sys.stderr, flush=True)
             return 1
         return 0 if loop.preempted is None else PREEMPTED
+
+    def _ended_early(self, why: str, saved: Path | None) -> str:
+        again = f"hpcdml resume {shlex.quote(str(self.folder))} goes on"
+        if is_own_loop(self.config.flat()):
+            again = 'the script goes on when it is started again with Session(resume="auto"),'
+        where = f"{again} from {saved.name}" if saved is not None else "no checkpoint was saved"
+        return f"hpcdml: {self.folder}: ended early ({why}), with status {PREEMPTED}; {where}"
 
     def _given(self, loop: ServerLoop, rank: int) -> dict[str, Any]:
         """What a new process in the place of a rank needs."""

@@ -6,7 +6,6 @@ It never waits for anything: evaluation, checkpoints and the disk belong to othe
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 
@@ -254,7 +253,7 @@ class ServerLoop:
         self.writer.event(self.seconds, worker, kind, text)
         if (worker, kind) not in self._warned:
             self._warned.add((worker, kind))
-            print(f"hpcdml: warning: rank {worker}: {kind}: {text}", file=sys.stderr, flush=True)
+            self.progress.message(f"hpcdml: warning: rank {worker}: {kind}: {text}")
 
     def _seal(self, round_: Round) -> None:
         for push in round_.pushes.values():
@@ -385,6 +384,7 @@ class ServerLoop:
             self.preempted = why
             self.checkpoints.wanted = True
             self.writer.event(self.seconds, 0, "preempted", why)
+            self.progress.message(f"hpcdml: {why}: a checkpoint, then the end of all ranks")
         if self.preempted is not None and not self.machine.stopping and self.machine.some_have_ended:
             # The state of a worker that has ended its own loop can be had only with those at the end of all.
             self._request_stop(self.preempted)
