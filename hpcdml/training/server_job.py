@@ -205,6 +205,7 @@ class ServerJob:
     def _given(self, loop: ServerLoop, rank: int) -> dict[str, Any]:
         """What a new process in the place of a rank needs."""
         machine, epoch = self.machine, self.served.epoch_samples
+        began = time.time() - loop.seconds
         # Its pushes and steps are counted on from those of the one that has died.
         steps, samples = loop.tally.done.get(rank, (0, 0))
         part = {
@@ -212,7 +213,7 @@ class ServerJob:
             **{"version": machine.version, "seen": machine.samples, "pass": machine.samples / epoch if epoch else 0.0},
             **{"clock": max(steps, machine.clock[rank]), "samples": samples, "sequence": machine.sequence[rank]},
         }
-        return {"config": self.config.flat(), "part": part, "seconds": loop.seconds, "epoch_samples": epoch}
+        return {"config": self.config.flat(), "part": part, "began": began, "epoch_samples": epoch}
 
     def _score(self, version: Version) -> float:
         begin = time.perf_counter()
