@@ -60,6 +60,7 @@ def test_convergence_compares_and_draws(tmp_path: Path, capsys: pytest.CaptureFi
     file, picture = tmp_path / "results.h5", tmp_path / "picture.svg"
     words = ["--sides", "losp,ddp", "--rate", "none", "--lrs", "0.4", "--samples", "8000", "--target", "0.6"]
     words += ["--eval-seconds", "0.02", "--repeats", "1", "--model-args", "hidden=64"]
+    words += ["--optimizer-args", "momentum=0.5"]
     asked = ["bench", "convergence", *words, "--json", "--output", str(file), "--picture", str(picture)]
     assert main(asked) == 0
     rows = {row["side"]: row for row in json.loads(capsys.readouterr().out)}

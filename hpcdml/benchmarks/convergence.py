@@ -33,6 +33,8 @@ class ConvergenceOptions(JobOptions):
     batch_size: int = option(32, "as for train")
     step_seconds: float | None = option(None, STEP_SECONDS)
     lrs: list[float] = option([0.05, 0.1, 0.2, 0.4], "learning rates of which each side gets its best one")
+    optimizer: str = option("SGD", "as for train")
+    optimizer_args: dict[str, Any] = option({}, "as for train")
     samples: int = option(40_000, "samples of all workers together in each run")
     target: float = option(0.95, "accuracy on the held-out data, from 0 to 1")
     max_seconds: float | None = option(None, "seconds after which a run stops before its samples; none: never")
@@ -178,7 +180,9 @@ def draw(options: Mapping[str, Any], runs: Sequence[Record], path: str) -> None:
 
 def _train_options(options: ConvergenceOptions) -> dict[str, Any]:
     found = options.train_options()
-    found |= {"batch_size": options.batch_size, "max_samples": options.samples, "eval_seconds": options.eval_seconds}
+    for name in ("batch_size", "optimizer", "optimizer_args", "eval_seconds"):
+        found[name] = getattr(options, name)
+    found["max_samples"] = options.samples
     for name in ("max_seconds", "step_seconds"):
         if getattr(options, name) is not None:
             found[name] = getattr(options, name)
