@@ -18,5 +18,7 @@ def signal_numbers(names: str) -> list[int]:
         full = "SIG" + name.strip().upper().removeprefix("SIG")
         if full not in signal.Signals.__members__:
             raise UsageError(f"--signals {names}: must be names of signals, as in TERM,USR1, or none")
+        if full in ("SIGKILL", "SIGSTOP"):
+            raise UsageError(f"--signals {names}: no process can act on {full}")
         found.append(int(signal.Signals[full]))
     return found

@@ -180,6 +180,13 @@ def test_too_few_workers_end_the_run_alike_where_one_hangs(hpcdml_job: Job, tmp_
     assert RunReader(tmp_path).finished
 
 
+def test_a_run_whose_last_worker_dies_has_failed(tmp_path: Path) -> None:
+    with running(tmp_path, 2, "--policy", "losp", "--epochs", "5000") as run:
+        run.kill(1)
+        status, out = run.end()
+    assert status == 1 and "no worker is left; the last one was rank 1" in out, out
+
+
 def test_a_server_that_dies_ends_all_and_the_run_goes_on(hpcdml_job: Job, tmp_path: Path) -> None:
     options = ["--policy", "losp", "--epochs", "5000", "--checkpoint-rounds", "10"]
     with running(tmp_path, 3, *options, rounds=60) as run:

@@ -93,5 +93,7 @@ def test_names_of_signals() -> None:
     assert signal_numbers("TERM,SIGUSR1") == [signal.SIGTERM, signal.SIGUSR1] and signal_numbers("none") == []
     with pytest.raises(UsageError, match="--signals WINK"):
         signal_numbers("WINK")
+    with pytest.raises(UsageError, match="no process can act on SIGKILL"):
+        signal_numbers("TERM,KILL")
     with pytest.raises(UsageError, match="SIGKILL"):
         StopSignals().watch("KILL")

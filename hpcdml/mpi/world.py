@@ -354,6 +354,9 @@ def abort(world: World, error: BaseException) -> None:
             # and where it comes from another host than mpirun's, Open MPI 5.0.11 ends with status 0 after a death.
             _all_workers_end(world)
             _leave_mpi_as_it_is(1)
+        if len(faults.failed(world.comm)) == world.size - 1:
+            # Open MPI 5.0.11 ends with status 0 where the only rank that is left aborts.
+            _leave_mpi_as_it_is(1)
     world.comm.Abort(1)
 
 
