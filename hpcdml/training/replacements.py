@@ -32,6 +32,8 @@ class Replacements:
         channel: where they are joined.
         world: the ranks that the run began with.
         most: how many may be started in all.
+        answering: whether chunks of a round that was under way when a rank died are still sent to it. A process in its
+            place would take them for its own.
         given: what a new process in the place of a rank needs.
         joined: is told of the rank whose place was taken.
     """
@@ -42,6 +44,7 @@ class Replacements:
         channel: ServerChannel,
         world: World,
         most: int,
+        answering: Callable[[int], bool],
         given: Callable[[int], dict[str, Any]],
         joined: Callable[[int], None],
     ) -> None:
@@ -49,6 +52,7 @@ class Replacements:
         self.channel = channel
         self.world = world
         self.left = most
+        self.answering = answering
         self.given = given
         self.joined = joined
         self._wanted: list[int] = []
@@ -77,7 +81,7 @@ class Replacements:
             worker = self._wanted.pop(0)
             self._starting, self._since, self._stuck = worker, time.monotonic(), False
             self._thread.give(lambda: self._start(worker))
-        while self._started:
+        while self._started and not self.answering(self._started[0][0]):
             worker, comm = self._started.pop(0)
             self.channel.join(worker, comm)
             self._kept.append(spawning.introduce(comm, self.world, worker, self.given(worker)))

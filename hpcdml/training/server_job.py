@@ -166,7 +166,13 @@ class ServerJob:
                     loop.membership.joined(rank, integers)
 
                 loop.replacements = Replacements(
-                    machine, channel, world, config.run.respawn, lambda rank: self._given(loop, rank), joined
+                    machine,
+                    channel,
+                    world,
+                    config.run.respawn,
+                    loop.schedule.answering,
+                    lambda rank: self._given(loop, rank),
+                    joined,
                 )
             cpu = resources.cpu_seconds()
             loop.run(start)

@@ -306,6 +306,8 @@ class ServerLoop:
                 self.guard.spoiled(round_, chunk, taken)
             if operation.alone:
                 self.channel.release(operation.contributors[0])
+        if round_.contributors:
+            # Also where those who had this chunk are lost: then it is the one of the version before.
             self.snapshots.copy(round_, chunk, self.aggregator.x)
             self.checkpoints.copy(round_, chunk)
             self._hash(round_, chunk)
