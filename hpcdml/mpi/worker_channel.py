@@ -43,6 +43,7 @@ class WorkerChannel:
 
     Attributes:
         moved: whether a chunk was completed by the last poll, so that more may be ready.
+        moves: polls so far that completed a chunk, which the server had a hand in.
         mark: the message by which this worker is to save its state, until somebody sets it to None.
         membership: messages of workers that are out of the run or back, until somebody takes them out.
 
@@ -92,6 +93,7 @@ class WorkerChannel:
         self._header_sent = True
         self._header: tuple[Push, Callable[[], float | None]] | None = None
         self.moved = False
+        self.moves = 0
         self.mark: Global | None = None
         self.membership: list[Global] = []
 
@@ -180,6 +182,7 @@ class WorkerChannel:
         with self._to_server:
             message = self._poll()
         self.moved = self._sent + self._arrived != before
+        self.moves += self.moved
         return message
 
     def _poll(self) -> Global | None:

@@ -114,7 +114,7 @@ class WorkerLoop:
         self._start = 0.0
         # End of the last step: whatever is neither idle nor waiting for data since then counts as computing.
         self._recorded = 0.0
-        self._silence, self._listened = 0.0, 0.0
+        self._silence, self._listened, self._moves = 0.0, 0.0, 0
         # Time that the worker was blocked on communication since the last record: waits, copies and polls.
         self._idle = 0.0
 
@@ -326,7 +326,9 @@ class WorkerLoop:
         now = time.perf_counter()
         # Not the time for which this process itself was stopped.
         passed, self._listened = min(now - self._listened, 1.0), now
-        self._silence = self._silence + passed if self.machine.awaiting and self.poller.message is None else 0.0
+        waiting = self.machine.awaiting and self.poller.message is None and self.channel.moves == self._moves
+        self._silence = self._silence + passed if waiting else 0.0
+        self._moves = self.channel.moves
         if self.patience is not None and self._silence > self.patience:
             raise faults.NoWord(f"rank 0, the server, has not answered for {self._silence:.0f} s")
 
