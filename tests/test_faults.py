@@ -162,7 +162,7 @@ def test_too_few_workers_end_the_run_after_a_checkpoint(hpcdml_job: Job, tmp_pat
         status, out = run.end()
     assert status == PREEMPTED, out
     assert "lost: on" in out and kinds(tmp_path) == [(1, "lost")]
-    assert "hpcdml: 2 workers are left, fewer than --min-workers 3: a checkpoint, then the end" in out
+    assert "ended early (2 workers are left, fewer than --min-workers 3), with status 75" in out
     assert f"hpcdml resume {tmp_path} goes on from step-" in out
     done = hpcdml_job(3, "resume", tmp_path, "--max-samples", "30000", "--epochs", "none")
     assert done.returncode == 0, done.stderr

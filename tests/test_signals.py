@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,14 +26,25 @@ pytestmark = pytest.mark.timeout(200)
 OPTIONS = ["--step-seconds", "0.002", "--threads", "1", "--lr", "0.1"]
 
 
-def signalled(folder: Path, policy: str, rank: int, number: int) -> tuple[int, str]:
-    """Train, send a signal to one rank when the first versions are made, and wait for the end."""
+def signalled(
+    folder: Path, policy: str, rank: int, number: int, stopped: int | None = None, seconds: float = 3.0
+) -> tuple[int, str]:
+    """Train, send a signal to one rank when the first versions are made, and wait for the end.
+
+    Rank ``stopped``, if there is one, is stopped before, and goes on so many seconds later.
+    """
     options = ["--policy", policy, "--epochs", "5000", *OPTIONS, "--output", str(folder)]
     command = [launch.find_mpirun() or "mpirun", "-n", "3", sys.executable, "-m", "hpcdml", "train", *options]
     job, mark = launch.start(command)
     try:
         under_way.wait_until(lambda: len(under_way.rounds(folder)) > 0, job)
-        os.kill(launch.ranks(mark)[rank], number)
+        ranks = launch.ranks(mark)
+        if stopped is not None:
+            os.kill(ranks[stopped], signal.SIGSTOP)
+        os.kill(ranks[rank], number)
+        if stopped is not None:
+            time.sleep(seconds)
+            os.kill(ranks[stopped], signal.SIGCONT)
         out, err = job.communicate(timeout=60)
         return job.returncode, out + err
     finally:
@@ -54,7 +66,6 @@ def test_a_signal_to_any_rank_saves_the_run(
     assert "preempted" in kinds and kinds[-1] == "finished"
     (saved,) = (tmp_path / "checkpoints").iterdir()
     version = int(saved.stem.split("-")[1])
-    assert ": a checkpoint, then the end of all ranks" in out
     assert f"with status 75; hpcdml resume {tmp_path} goes on from {saved.name}" in out
     before = len(RunReader(tmp_path).table("rounds"))
     assert 0 < version <= before
@@ -63,6 +74,13 @@ def test_a_signal_to_any_rank_saves_the_run(
     assert done.returncode == 0 and f"version {version}," in done.stderr, done.stderr
     events = RunReader(tmp_path).events()
     assert [kind for _, _, kind, _ in events].count("resumed") == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the ranks' processes by /proc")
+def test_a_signal_after_which_the_run_lives_on_for_a_while_is_told_of(_needs_mpirun: None, tmp_path: Path) -> None:
+    status, out = signalled(tmp_path, "bsp", 0, signal.SIGTERM, stopped=2)
+    assert status == PREEMPTED, out
+    assert "hpcdml: SIGTERM on rank 0: a checkpoint, then the end of all ranks" in out
 
 
 def test_signals_that_come_together_count_as_one_and_a_later_one_ends_the_process() -> None:

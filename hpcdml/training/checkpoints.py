@@ -172,6 +172,7 @@ class Checkpoints:
         self._cut: _Cut | None = None
         self._final: dict[int, _Spool] = {}
         self._failing = False
+        self._stopped = False
         # It mostly waits for the disk, and what is lost at a kill grows with the time that it takes.
         self._thread = Background("checkpoint", niceness=0)
 
@@ -265,8 +266,9 @@ class Checkpoints:
         """Whether the workers, which have ended, have left all of their states behind."""
         return self._cut is None and self._whole(self._final, workers)
 
-    def final(self, seconds: float, integers: np.ndarray) -> None:
-        """Write the state at the end of the run, in this thread."""
+    def final(self, seconds: float, integers: np.ndarray, stopped: bool) -> None:
+        """Write the state at the end of the run, in this thread; ``stopped``: what ends the run has come about."""
+        self._stopped = stopped
         if self._copies is None:
             self._copies = _Copies(self.aggregator)
         for chunk in range(len(self.aggregator.layout.chunks)):
@@ -342,6 +344,7 @@ class Checkpoints:
         return {
             "machine": cut.machine,
             "ended": ended,
+            "stopped": self._stopped,
             "bounds": self.bounds,
             "seconds": cut.seconds,
             "integers": cut.integers,

@@ -180,7 +180,7 @@ class ServerJob:
                 loop.replacements.close()
             seconds, cpu = loop.seconds, resources.cpu_seconds() - cpu
             if keep and (loop.preempted is None or checkpoints.wanted):
-                checkpoints.final(seconds, integers)
+                checkpoints.final(seconds, integers, machine.stopping and loop.preempted is None)
             elif checkpoints.wanted and loop.preempted is not None:
                 why = "a worker had ended already; a run with checkpoints at intervals has one at its end as well"
                 progress.message(f"hpcdml: warning: no checkpoint was saved: {why}")

@@ -41,6 +41,10 @@ PROGRESS_SECONDS = 0.1
 LOOK_SECONDS = 0.01
 """Seconds between two looks at what is not the workers' business."""
 
+# A launcher that ends all ranks, as one of them has failed, sends this one a signal first and kills it a second later:
+# only a run that lives on is ending early.
+_SAID_SECONDS = 2.0
+
 
 class ServerLoop:
     """Serves until every worker has sent its final push.
@@ -94,6 +98,7 @@ class ServerLoop:
         self.keep = keep
         self.signals = signals
         self.preempted: str | None = None
+        self._preempted_at: float | None = None
         self.script = script
         self.replacements: Replacements | None = None
         self._hashes: dict[Round, int] = {}
@@ -145,6 +150,7 @@ class ServerLoop:
         self._carry_out(self.machine.resume())
         if self.script is not None and self.script.stop == 0:
             self._carry_out(self.machine.request_stop())
+        self._stop_where_due()
         self._work()
         while True:
             for event in self.channel.poll():
@@ -364,12 +370,10 @@ class ServerLoop:
             self._preempt(f"{self.signals.received} on rank 0")
         elif self.preempted is not None:
             self._preempt(self.preempted)
-        limit, target = self.stop.max_seconds, self.stop.target_accuracy
-        if not self.machine.stopping and self.preempted is None:
-            if limit is not None and self.seconds >= limit:
-                self._request_stop(f"--max-seconds {limit} reached")
-            elif target is not None and self.snapshots.best >= target:
-                self._request_stop(f"--target-accuracy {target} reached")
+        self._stop_where_due()
+        if self._preempted_at is not None and self.seconds - self._preempted_at > _SAID_SECONDS:
+            self._preempted_at = None
+            self.progress.message(f"hpcdml: {self.preempted}: a checkpoint, then the end of all ranks")
         if self._show.due:
             self._show.reset()
             self.snapshots.check()
@@ -380,13 +384,20 @@ class ServerLoop:
             self._flush.reset()
             self._flusher.give(lambda: self.writer.flush(force=True))
 
+    def _stop_where_due(self) -> None:
+        limit, target = self.stop.max_seconds, self.stop.target_accuracy
+        if not self.machine.stopping and self.preempted is None:
+            if limit is not None and self.seconds >= limit:
+                self._request_stop(f"--max-seconds {limit} reached")
+            elif target is not None and self.snapshots.best >= target:
+                self._request_stop(f"--target-accuracy {target} reached")
+
     def _preempt(self, why: str) -> None:
         """Save a checkpoint of the next version, and then stop."""
         if self.preempted is None and not self.machine.stopping:
-            self.preempted = why
+            self.preempted, self._preempted_at = why, self.seconds
             self.checkpoints.wanted = True
             self.writer.event(self.seconds, 0, "preempted", why)
-            self.progress.message(f"hpcdml: {why}: a checkpoint, then the end of all ranks")
         if self.preempted is not None and not self.machine.stopping and self.machine.some_have_ended:
             # The state of a worker that has ended its own loop can be had only with those at the end of all.
             self._request_stop(self.preempted)
