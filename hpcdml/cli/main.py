@@ -36,7 +36,9 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit status: 0 done, 1 failed, 2 wrong use."""
+    """Run one command line and return its exit status: 0 done, 1 failed, 2 wrong use, 75 ended early, after a
+    checkpoint, 130 interrupted.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         status = _main(arguments)

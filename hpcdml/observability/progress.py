@@ -80,7 +80,8 @@ class Progress:
             rounds: versions of the global parameters made.
             samples: of all workers.
             samples_per_second: of all workers.
-            loss, accuracy: of the last evaluation, or None or nan.
+            loss: of the last local steps; None or nan: not known.
+            accuracy: of the last evaluation; None or nan: there is none.
             idle: share of the workers' time that they were blocked, from 0 to 1, or None or nan.
         """
         self._latest = (seconds, rounds, samples, samples_per_second, loss, accuracy, idle)

@@ -96,11 +96,12 @@ class Global:
     """What the server says of the global parameters that follow.
 
     Attributes:
-        flags: ``MARK``, or ``STOP`` and ``AFRESH``, one, both or none of them.
+        flags: ``MARK``, ``LOST`` or ``BACK``; or ``STOP`` and ``AFRESH``, one, both or none of them.
         version: version of the global parameters.
-        answers: sequence number of the worker's push that this answers; with ``MARK`` that of
-            its last push that the server's saved state contains.
-        slowest: local steps of the slowest worker since the start of the run.
+        answers: sequence number of the worker's push that this answers; with ``MARK`` that of its last push that the
+            server's saved state contains; with ``LOST`` and ``BACK`` the rank of the worker that this is about.
+        slowest: local steps of the slowest worker since the start of the run, less those that the worker was spared
+            which gets this, as it was away.
         samples: training samples that the version contains, of all workers together.
     """
 
