@@ -55,6 +55,27 @@ def test_overlap_compares_with_the_same_ranks_alone(tmp_path: Path, capsys: pyte
     assert format_table(list(rows.values())).split() == capsys.readouterr().out.split()
 
 
+SMALL_WORDS = {
+    "accuracy": "--policies losp --seeds 1 --epochs 1 --model-args hidden=8",
+    "checkpoint": "--megabytes 1 --tensors 3 --repeats 2",
+    "polls": "--models mlp --blocks 2",
+    "straggler": "--policies losp --repeats 1 --seconds 1 --model-args hidden=8",
+}
+
+
+@with_mpirun
+@pytest.mark.parametrize("name", sorted(SMALL_WORDS))
+def test_every_run_is_kept(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "results.h5"
+    assert main(["bench", name, *SMALL_WORDS[name].split(), "--json", "--output", str(file)]) == 0
+    found = read_results(file, name)
+    assert found.rows and len(found.runs) == {"straggler": 1}.get(name, 2)
+    assert json.loads(capsys.readouterr().out) == found.rows
+
+
 @with_mpirun
 def test_convergence_compares_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, picture = tmp_path / "results.h5", tmp_path / "picture.svg"
@@ -236,6 +257,13 @@ def test_a_launcher_that_fails_at_its_own_start_is_started_once_more(tmp_path: P
         (["overlap", "--output", "/dev/null/x.h5"], "--output /dev/null/x.h5: cannot be written"),
         (["overlap", "--output", "a.h5", "--results", "b.h5"], "--results: does not go with --output"),
         (["overlap", "--results", "nothing.h5"], "--results nothing.h5: there is no such file"),
+        (["accuracy", "--seeds", "0"], "--seeds 0: must be at least 1"),
+        (["accuracy", "--workers", "2,0"], "--workers [2.0, 0.0]: must be numbers from 1"),
+        (["checkpoint", "--repeats", "0"], "--repeats 0: must be at least 1"),
+        (["checkpoint", "--folder", "/nowhere"], "--folder /nowhere: is no folder"),
+        (["polls", "--blocks", "0"], "--blocks 0: must be at least 1"),
+        (["straggler", "--policies", "losp,fast"], "--policies losp,fast: must be of bsp,local-sgd,"),
+        (["straggler", "--seconds", "0"], "--seconds 0: must be above 0"),
         (["convergence", "--target", "97"], "--target 97: must be above 0 and at most 1"),
         (["convergence", "--lrs", "0.1,0"], "--lr 0.0: must be a finite number above 0"),
         (["convergence", "--samples", "0"], "--samples 0: must be at least 1"),

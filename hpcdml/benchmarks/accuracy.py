@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
 from hpcdml.benchmarks.launch import Site, names
+from hpcdml.benchmarks.log import Log
+from hpcdml.benchmarks.ranges import need, need_counts
 from hpcdml.benchmarks.runs import train_job
 from hpcdml.benchmarks.sequential import train_sequentially
 from hpcdml.config import POLICIES, TrainConfig, option
+from hpcdml.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,21 @@ class AccuracyOptions:
     json: bool = option(False, "print JSON instead of a table")
 
 
-def run(options: AccuracyOptions, tell: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Run all sides in turn, seed by seed.
+def check(options: AccuracyOptions) -> None:
+    """Check what can be checked before anything runs.
 
-    Args:
-        tell: is called with a line about each run.
+    Raises:
+        UsageError: a wrong option.
+    """
+    names(options.policies, "--policies", POLICIES)
+    need_counts(options, "seeds", "batch_size")
+    need(options, "epochs", options.epochs > 0, "above 0")
+    if not options.workers or not all(count >= 1 for count in options.workers):
+        raise UsageError(f"--workers {options.workers}: must be numbers from 1")
+
+
+def run(options: AccuracyOptions, log: Log) -> list[dict[str, Any]]:
+    """Run all sides in turn, seed by seed.
 
     Returns:
         One row a side: mean and worst accuracy, and the difference of the mean from the sequential one in points.
@@ -41,6 +53,7 @@ def run(options: AccuracyOptions, tell: Callable[[str], None]) -> list[dict[str,
     Raises:
         HpcdmlError: a run failed.
     """
+    check(options)
     common = {
         "dataset": options.dataset,
         "model": options.model,
@@ -57,12 +70,16 @@ def run(options: AccuracyOptions, tell: Callable[[str], None]) -> list[dict[str,
             job = {**common, "policy": policy, "epochs": options.epochs, "seed": seed}
             summary = train_job(site, workers, job)
             found[policy, workers].append(summary)
-            tell(f"seed {seed}, {policy}, {workers} workers: {summary['final_accuracy']:.4f}")
+            run_ = {"side": policy, "workers": workers, "seed": seed, "samples": summary["samples"]}
+            log.run({**run_, "accuracy": summary["final_accuracy"]}, summary["curve"])
+            log(f"seed {seed}, {policy}, {workers} workers: {summary['final_accuracy']:.4f}")
         # At least as many samples as any of the others had.
         most = max(found[side][-1]["samples"] for side in sides)
         result = train_sequentially(TrainConfig.from_flat({**common, "seed": seed}), most)
         sequential.append(result)
-        tell(f"seed {seed}, sequential: {result.accuracy:.4f}")
+        run_ = {"side": "sequential", "workers": 0, "seed": seed, "samples": result.samples}
+        log.run({**run_, "accuracy": result.accuracy})
+        log(f"seed {seed}, sequential: {result.accuracy:.4f}")
     yardstick = mean(result.accuracy for result in sequential)
     rows = [_row("sequential", 0, [s.accuracy for s in sequential], [s.samples for s in sequential], yardstick)]
     for (policy, workers), runs in found.items():

@@ -6,7 +6,6 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -14,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from hpcdml.benchmarks.log import Log
+from hpcdml.benchmarks.ranges import need_counts
 from hpcdml.benchmarks.table import spread
 from hpcdml.config import option
-from hpcdml.errors import MachineError
+from hpcdml.errors import MachineError, UsageError
 from hpcdml.storage import Checkpoint, TensorArray, newest_valid, write_checkpoint
 
 _BLOCK = 8 << 20
@@ -34,7 +35,18 @@ class CheckpointOptions:
     json: bool = option(False, "print JSON instead of a table")
 
 
-def run(options: CheckpointOptions, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+def check(options: CheckpointOptions) -> None:
+    """Check what can be checked before anything runs.
+
+    Raises:
+        UsageError: a wrong option.
+    """
+    need_counts(options, "megabytes", "tensors", "repeats")
+    if not Path(options.folder).is_dir():
+        raise UsageError(f"--folder {options.folder}: is no folder")
+
+
+def run(options: CheckpointOptions, log: Log) -> list[dict[str, Any]]:
     """Write checkpoints and as many bytes by dd, in turn.
 
     Returns:
@@ -43,6 +55,7 @@ def run(options: CheckpointOptions, tell: Callable[[str], None]) -> list[dict[st
     Raises:
         HpcdmlError: the folder cannot be written, or dd failed.
     """
+    check(options)
     checkpoint = _checkpoint(options)
     ours, dd, verified, ratios = [], [], [], []
     size = 0
@@ -61,7 +74,8 @@ def run(options: CheckpointOptions, tell: Callable[[str], None]) -> list[dict[st
             ours.append(size / 1e6 / seconds)
             dd.append(size / 1e6 / seconds_dd)
             ratios.append(seconds_dd / seconds)
-            tell(f"repeat {repeat}: {ours[-1]:.0f} MB/s, dd {dd[-1]:.0f} MB/s")
+            log.run({"repeat": repeat, "MB": size / 1e6, "checkpoint": ours[-1], "dd": dd[-1], "verify": verified[-1]})
+            log(f"repeat {repeat}: {ours[-1]:.0f} MB/s, dd {dd[-1]:.0f} MB/s")
     return [
         {
             "MB": round(size / 1e6),

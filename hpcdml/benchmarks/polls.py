@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hpcdml.benchmarks.log import Log
+from hpcdml.benchmarks.ranges import need_counts
 from hpcdml.benchmarks.table import spread
 from hpcdml.config import TrainConfig, option
 from hpcdml.mpi.worker_channel import WorkerChannel
@@ -37,6 +38,15 @@ class PollsOptions:
     json: bool = option(False, "print JSON instead of a table")
 
 
+def check(options: PollsOptions) -> None:
+    """Check what can be checked before anything runs.
+
+    Raises:
+        UsageError: a wrong option.
+    """
+    need_counts(options, "batch_size", "blocks")
+
+
 def run(options: PollsOptions, log: Log) -> list[dict[str, Any]]:
     """Time steps of one process with the hooks of the poller and without them, in turn.
 
@@ -48,6 +58,7 @@ def run(options: PollsOptions, log: Log) -> list[dict[str, Any]]:
     Raises:
         UsageError: a wrong option.
     """
+    check(options)
     rows = []
     for name in options.models.split(","):
         for state in ("idle", "waiting"):

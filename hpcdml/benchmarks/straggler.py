@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from hpcdml.benchmarks.launch import Site, names
+from hpcdml.benchmarks.log import Log
+from hpcdml.benchmarks.ranges import need, need_counts
 from hpcdml.benchmarks.runs import train_job
 from hpcdml.benchmarks.table import spread
 from hpcdml.config import POLICIES, option
@@ -28,7 +29,18 @@ class StragglerOptions:
     json: bool = option(False, "print JSON instead of a table")
 
 
-def run(options: StragglerOptions, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+def check(options: StragglerOptions) -> None:
+    """Check what can be checked before anything runs.
+
+    Raises:
+        UsageError: a wrong option.
+    """
+    names(options.policies, "--policies", POLICIES)
+    need_counts(options, "repeats", "batch_size", "factor")
+    need(options, "seconds", options.seconds > 0, "above 0")
+
+
+def run(options: StragglerOptions, log: Log) -> list[dict[str, Any]]:
     """Measure worker 1 alone and beside a slow worker 2, in turn.
 
     Returns:
@@ -37,6 +49,7 @@ def run(options: StragglerOptions, tell: Callable[[str], None]) -> list[dict[str
     Raises:
         HpcdmlError: a run failed.
     """
+    check(options)
     common = {
         "dataset": options.dataset,
         "model": options.model,
@@ -56,9 +69,9 @@ def run(options: StragglerOptions, tell: Callable[[str], None]) -> list[dict[str
             alone[policy].append(one["samples_per_second_per_worker"][0])
             beside[policy].append(two["samples_per_second_per_worker"][0])
             slow[policy].append(two["samples_per_second_per_worker"][1])
-            tell(
-                f"repeat {repeat}, {policy}: fast worker {beside[policy][-1]:.0f} of {alone[policy][-1]:.0f} samples/s"
-            )
+            rates = {"fast_alone": alone[policy][-1], "fast_beside_slow": beside[policy][-1], "slow": slow[policy][-1]}
+            log.run({"policy": policy, "repeat": repeat, **rates}, two["curve"])
+            log(f"repeat {repeat}, {policy}: fast worker {beside[policy][-1]:.0f} of {alone[policy][-1]:.0f} samples/s")
     return [
         {
             "policy": policy,
