@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -59,8 +60,11 @@ def test_an_exchange_on_the_gpu_is_that_of_the_cpu_and_waits_for_nothing(wire: s
         norm = there.exchange(staging.update, staging.globals, 1.0)
         staging.read()
         staging.written(norm)
-        while not (staging.pull_free and staging.ready(len(there.layout.chunks) - 1)):
+        staging.raise_integers(there, np.full(there.layout.integers, 7))
+        staging.take_integers(there)
+        while not (staging.pull_free and staging.ready(len(there.layout.chunks) - 1)) or staging.integers is None:
             pass
+    assert there.layout.integers and staging.integers.tolist() == [7] * there.layout.integers
     assert torch.equal(staging.push.segments[0], update.segments[0])
     torch.testing.assert_close(there.flats[0].cpu(), here.flats[0])
 

@@ -92,6 +92,7 @@ class WorkerChannel:
         self._sent = 0
         self._header_sent = True
         self._header: tuple[Push, Callable[[], float | None]] | None = None
+        self._integers: Callable[[], np.ndarray | None] = lambda: self._header_out[HEADER_BYTES:].view(np.int64)
         self.moved = False
         self.moves = 0
         self.mark: Global | None = None
@@ -124,8 +125,10 @@ class WorkerChannel:
 
     @property
     def pushed_integers(self) -> np.ndarray:
-        """Integer buffers that the last push took with it, int64."""
-        return self._header_out[HEADER_BYTES:].view(np.int64)
+        """Integer buffers that the last push took with it, int64; where they are still on their way, it waits."""
+        while (found := self._integers()) is None:
+            time.sleep(0)
+        return found
 
     def expect(self) -> None:
         """Post the receives of the next global message. Call it before the push that the message answers."""
@@ -138,17 +141,23 @@ class WorkerChannel:
                 self._receives[self._posted].Start()
                 self._posted += 1
 
-    def send(self, push: Push, integers: np.ndarray, norm: Callable[[], float | None] | None = None) -> None:
+    def send(
+        self,
+        push: Push,
+        integers: Callable[[], np.ndarray | None],
+        norm: Callable[[], float | None] | None = None,
+    ) -> None:
         """Start sending a push: its header, and the whole of ``push`` if it has a payload.
 
         Args:
-            norm: the norm that the header is to have; it leaves when this is not None. Without it, the push's own.
+            integers: the integer buffers that the header is to have, int64; it leaves when this is not None.
+            norm: the norm that the header is to have, likewise. Without it, the push's own.
 
         Only the first chunk leaves here, as between two steps nobody computes; polls within the step start the others.
         """
         if not self.push_free:
             raise RuntimeError("a push while the last one is still under way")
-        self._header_out[HEADER_BYTES:].view(np.int64)[:] = integers
+        self._integers = integers
         self._header_sent = False
         self._header = push, norm or (lambda: push.norm)
         self._start_header()
@@ -235,9 +244,10 @@ class WorkerChannel:
         if self._header is None:
             return
         push, norm = self._header
-        value = norm()
-        if value is not None:
+        value, integers = norm(), self._integers()
+        if value is not None and integers is not None:
             self._header = None
+            self._header_out[HEADER_BYTES:].view(np.int64)[:] = integers
             self._header_out[:HEADER_BYTES] = np.frombuffer(replace(push, norm=value).pack(self.run_id), np.uint8)
             self._send_header.Start()
 

@@ -187,8 +187,13 @@ class FlatModel:
 
     def integers(self) -> np.ndarray:
         """The integer buffers as one int64 array of ``layout.integers`` values."""
-        parts = [flat.to("cpu", torch.int64).numpy() for flat in self._integers]
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+        found: np.ndarray = self.counted().cpu().numpy()
+        return found
+
+    def counted(self) -> torch.Tensor:
+        """The integer buffers as one new int64 tensor of shape (``layout.integers``,) on the model's device."""
+        parts = [flat.to(torch.int64) for flat in self._integers]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=self.device)
 
     def set_integers(self, values: np.ndarray) -> None:
         """Set the integer buffers from an int64 array of ``layout.integers`` values."""
@@ -197,12 +202,13 @@ class FlatModel:
             flat.copy_(torch.from_numpy(values[start : start + flat.numel()]))
             start += flat.numel()
 
-    def raise_integers(self, values: np.ndarray) -> None:
-        """Raise integer buffers that are less to the values of an int64 array of ``layout.integers`` values."""
+    def raise_integers(self, values: torch.Tensor) -> None:
+        """Raise integer buffers that are less to the values of an int64 tensor of ``layout.integers`` values, on the
+        model's device.
+        """
         start = 0
         for flat in self._integers:
-            theirs = torch.from_numpy(values[start : start + flat.numel()]).to(flat.device, flat.dtype)
-            torch.maximum(flat, theirs, out=flat)
+            torch.maximum(flat, values[start : start + flat.numel()].to(flat.dtype), out=flat)
             start += flat.numel()
 
     def static(self) -> Iterator[torch.Tensor]:

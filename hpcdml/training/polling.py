@@ -13,6 +13,7 @@ import time
 from contextlib import AbstractContextManager
 from types import TracebackType
 
+import torch
 from torch import nn
 
 from hpcdml.config import ProgressName
@@ -129,6 +130,11 @@ class StepPoller:
         """Within this block the training thread computes, and hooks and thread poll."""
         return self._computing
 
+    @property
+    def undisturbed(self) -> AbstractContextManager[object]:
+        """Within this block, of the training thread within ``computing`` or after the end, nobody polls."""
+        return self._lock
+
     def poll(self) -> None:
         """Poll now, outside ``computing``, and remember the message that this completes.
 
@@ -219,6 +225,9 @@ class StepPoller:
         self._thread.start()
 
     def _run(self) -> None:
+        device = next((parameter.device for parameter in self.model.parameters()), None)
+        if device is not None and device.type == "cuda":
+            torch.cuda.set_device(device)  # a thread begins with the first GPU, whichever the model is on
         tempo = self._new_tempo()
         while True:
             with self._lock:

@@ -8,12 +8,14 @@ never synchronised: streams wait for one another's events, and the host only ask
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from typing import Protocol
 
+import numpy as np
 import torch
 
-from hpcdml.parameters import Layout, WireVector
+from hpcdml.parameters import FlatModel, Layout, WireVector
 
 
 class Event(Protocol):
@@ -66,11 +68,11 @@ class CudaQueue(CopyQueue):
         return event
 
 
-class _Number:
-    """A number on its way from a device, whose memory is kept meanwhile."""
+class _Fetched:
+    """Values on their way from a device, whose memory is kept meanwhile."""
 
-    def __init__(self, pinned: bool) -> None:
-        self._host = torch.zeros((), dtype=torch.float64, pin_memory=pinned)
+    def __init__(self, host: torch.Tensor) -> None:
+        self._host = host
         self._source: torch.Tensor | None = None
         self._event: Event | None = None
 
@@ -80,8 +82,56 @@ class _Number:
         self._event = queue.event()
 
     @property
-    def value(self) -> float | None:
-        return float(self._host) if self._event is not None and self._event.query() else None
+    def value(self) -> torch.Tensor | None:
+        return self._host if self._event is not None and self._event.query() else None
+
+
+class _Extras:
+    """What goes with the vectors of a model on another device: an update's norm, and the integer buffers both ways.
+
+    The model's stream is never waited for: what it has computed is fetched when it has come so far, and what it is to
+    read is copied by the queue's stream.
+    """
+
+    def __init__(self, layout: Layout, device: torch.device, queue: CopyQueue, pinned: bool) -> None:
+        def host(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, pin_memory=pinned)
+
+        self.queue = queue
+        self._norm = _Fetched(host(dtype=torch.float64))
+        self._mine = _Fetched(host(layout.integers, dtype=torch.int64))
+        self._theirs = host(layout.integers, dtype=torch.int64)
+        self._theirs_there = torch.zeros(layout.integers, dtype=torch.int64, device=device)
+        self._copied: Event | None = None
+
+    def fetch_norm(self, norm: torch.Tensor) -> None:
+        self._norm.fetch(norm, self.queue)
+
+    @property
+    def norm(self) -> float | None:
+        value = self._norm.value
+        return None if value is None else float(value)
+
+    def take(self, flat: FlatModel) -> None:
+        if flat.layout.integers:
+            mine = flat.counted()
+            self.queue.after_model()
+            self._mine.fetch(mine, self.queue)
+
+    @property
+    def integers(self) -> np.ndarray | None:
+        value = self._mine.value if len(self._theirs) else self._theirs
+        return None if value is None else value.numpy()
+
+    def raise_(self, flat: FlatModel, values: np.ndarray) -> None:
+        while self._copied is not None and not self._copied.query():
+            time.sleep(0)  # never, but for a device that is a round behind
+        self._theirs.numpy()[:] = values
+        self.queue.after_model()
+        self.queue.copy(self._theirs_there, self._theirs)
+        self._copied = self.queue.event()
+        self.queue.before_model()
+        flat.raise_integers(self._theirs_there)
 
 
 class Staging:
@@ -98,6 +148,7 @@ class Staging:
         self.push = self.update = WireVector(layout)
         self.pull = self.globals = WireVector(layout)
         self._norm = 0.0
+        self._taken = np.empty(0, np.int64)
 
     def written(self, norm: torch.Tensor) -> None:
         """The model's stream has been given the work that writes ``update`` and its ``norm``, a single number."""
@@ -107,6 +158,19 @@ class Staging:
     def norm(self) -> float | None:
         """The norm of the last update; None: the device has not come so far."""
         return self._norm
+
+    def take_integers(self, flat: FlatModel) -> None:
+        """Take the model's integer buffers as they are when all work is done that its stream has been given."""
+        self._taken = flat.integers()
+
+    @property
+    def integers(self) -> np.ndarray | None:
+        """What was taken, int64; None: the device has not come so far."""
+        return self._taken
+
+    def raise_integers(self, flat: FlatModel, values: np.ndarray) -> None:
+        """Give the model's stream the work that raises integer buffers which are less to ``values`` (int64)."""
+        flat.raise_integers(torch.from_numpy(values))
 
     def ready(self, chunk: int) -> bool:
         """Whether a chunk of the update lies in ``push``."""
@@ -146,15 +210,25 @@ class DeviceStaging(Staging):
         self._written: list[Event] = []
         self._ready = 0
         self._landed: Event | None = None
-        self._number = _Number(pinned)
+        self._extras = _Extras(layout, device, queue, pinned)
 
     @property
     def norm(self) -> float | None:
-        return self._number.value
+        return self._extras.norm
+
+    def take_integers(self, flat: FlatModel) -> None:
+        self._extras.take(flat)
+
+    @property
+    def integers(self) -> np.ndarray | None:
+        return self._extras.integers
+
+    def raise_integers(self, flat: FlatModel, values: np.ndarray) -> None:
+        self._extras.raise_(flat, values)
 
     def written(self, norm: torch.Tensor) -> None:
         self.queue.after_model()
-        self._number.fetch(norm, self.queue)
+        self._extras.fetch_norm(norm)
         self._written.clear()
         self._ready = 0
         for target, source in zip(self.push.chunks, self.update.chunks, strict=True):
@@ -196,15 +270,25 @@ class DirectStaging(Staging):
         self.queue = queue
         self._written: Event | None = None
         self._read: Event | None = None
-        self._number = _Number(pinned=device.type == "cuda")
+        self._extras = _Extras(layout, device, queue, pinned=device.type == "cuda")
 
     @property
     def norm(self) -> float | None:
-        return self._number.value
+        return self._extras.norm
+
+    def take_integers(self, flat: FlatModel) -> None:
+        self._extras.take(flat)
+
+    @property
+    def integers(self) -> np.ndarray | None:
+        return self._extras.integers
+
+    def raise_integers(self, flat: FlatModel, values: np.ndarray) -> None:
+        self._extras.raise_(flat, values)
 
     def written(self, norm: torch.Tensor) -> None:
         self.queue.after_model()
-        self._number.fetch(norm, self.queue)
+        self._extras.fetch_norm(norm)
         self._written = self.queue.event()
 
     def ready(self, chunk: int) -> bool:

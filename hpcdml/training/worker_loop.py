@@ -291,7 +291,7 @@ class WorkerLoop:
     def _take_integers(self) -> None:
         if self.flat.layout.integers:
             # The maximum: the server cannot know yet what this worker has counted since its last push.
-            self.flat.raise_integers(self.channel.integers)
+            self.staging.raise_integers(self.flat, self.channel.integers)
 
     def _send_push(self, action: SendPush) -> None:
         begin = time.perf_counter()
@@ -304,7 +304,8 @@ class WorkerLoop:
         while not self.channel.push_free:
             self.poller.poll()
         norm = (lambda: self.staging.norm) if action.push.local_steps else None
-        self.channel.send(self._with_news(action.push), self.flat.integers(), norm)
+        self.staging.take_integers(self.flat)
+        self.channel.send(self._with_news(action.push), lambda: self.staging.integers, norm)
         self._idle += time.perf_counter() - begin
 
     def _stop(self, action: Stop) -> None:
@@ -339,9 +340,11 @@ class WorkerLoop:
 
     def passed(self) -> None:
         """The body of the loop has been gone through: send the states that the server has asked for meanwhile."""
-        for version, save in self._held:
-            self._send_state(version, save)
-        self._held.clear()
+        if self._held:
+            with self.poller.undisturbed:
+                for version, save in self._held:
+                    self._send_state(version, save)
+            self._held.clear()
 
     def _save_if_marked(self) -> None:
         """Save this worker's state before any later message is taken in, where the server has asked for it."""

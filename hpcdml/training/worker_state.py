@@ -166,7 +166,7 @@ class WorkerState:
             return False
         push, integers = self._again
         self.staging.written(torch.tensor(push.norm, dtype=torch.float64))
-        self.channel.send(push, integers)
+        self.channel.send(push, lambda: integers)
         self._again = None
         return not push.local_steps
 

@@ -71,12 +71,13 @@ def serve(world: World, flat: FlatModel, options: PolicyOptions, max_samples: in
                 schedule.seal(action.round)
 
     backoff = Backoff()
-    while not (server.finished and schedule.idle and channel.drained):
+    while not (server.finished and schedule.idle):
         events = channel.poll()
         for event in events:
             if isinstance(event, ChunkArrived):
                 schedule.received(event.worker)
             elif isinstance(event, PushArrived):
+                np.maximum(integers, event.integers, out=integers)
                 carry_out(server.pushed(event.push))
         for operation in schedule.operations(room):
             if isinstance(operation, Add) and not operation.alone:
@@ -96,6 +97,7 @@ def serve(world: World, flat: FlatModel, options: PolicyOptions, max_samples: in
                     send(worker, aggregator.x.chunk_bytes(chunk))
         backoff.reset() if events else backoff.wait()
     channel.close()
+    flat.set_integers(integers)
     return aggregator, server
 
 
@@ -157,11 +159,13 @@ def work(world: World, flat: FlatModel, options: PolicyOptions, staging: Staging
                 staging.reading()
                 flat.adopt(staging.globals)
                 staging.read()
+                staging.raise_integers(flat, channel.integers)
             elif isinstance(action, Exchange):
                 staging.reading()
                 norm = flat.exchange(staging.update, staging.globals, action.compensation)
                 staging.read()
                 staging.written(norm)
+                staging.raise_integers(flat, channel.integers)
             elif isinstance(action, SendPush):
                 while not staging.pull_free:
                     pass
@@ -169,11 +173,15 @@ def work(world: World, flat: FlatModel, options: PolicyOptions, staging: Staging
                     channel.expect()
                 while not channel.push_free:
                     channel.poll()
-                channel.send(action.push, flat.integers(), (lambda: staging.norm) if action.push.local_steps else None)
+                staging.take_integers(flat)
+                norms = (lambda: staging.norm) if action.push.local_steps else None
+                channel.send(action.push, lambda: staging.integers, norms)
             elif isinstance(action, Train):
                 with torch.no_grad():
                     for parameter in flat.model.parameters():
                         parameter.sub_(1.0)
+                for _, buffer in flat.integer_buffers:
+                    buffer.add_(1)
                 machine.stepped(1)
                 message = channel.poll()
             elif isinstance(action, Wait):
@@ -223,6 +231,9 @@ def test_every_step_reaches_the_server_once(world: World, policy: str, chunk_byt
         assert not queue.waiting and (queue.done > 0) == (memory != "host")
     steps = gather(world, server.samples if world.is_server else 0)
     assert steps[0] >= 60
+    # The counts of steps go to and fro with the parameters; the last that a worker pushes is the greatest.
+    counts = gather(world, int(flat.integers()[0]))
+    assert counts[0] == max(counts[1:]) >= 60 / workers
 
 
 def test_a_mark_is_seen_before_later_messages_and_the_state_goes_beside_a_push(world: World) -> None:
@@ -254,13 +265,13 @@ def test_a_mark_is_seen_before_later_messages_and_the_state_goes_beside_a_push(w
             channel.send_header(worker, later, integers)
             for chunk in range(chunks):
                 channel.send_chunk(worker, flat_bytes(flat, chunk))
-        while not channel.drained:
+        while any(peer.sends for peer in channel.peers.values()):
             channel.poll()
     else:
         pull, push = WireVector(flat.layout), WireVector(flat.layout)
         channel = WorkerChannel(world.comm, world.run_id, pull, push)
         channel.expect()
-        channel.send(Push(world.rank, 0, 4, 6, 1, 1, 1), np.zeros(0, np.int64))
+        channel.send(Push(world.rank, 0, 4, 6, 1, 1, 1), lambda: np.zeros(0, np.int64))
         while channel.mark is None:
             assert channel.poll() is None
         assert channel.mark == mark
@@ -301,12 +312,12 @@ def test_records_arrive_whole_and_a_stray_message_is_refused(world: World) -> No
         vectors = WireVector(flat.layout), WireVector(flat.layout)
         channel = WorkerChannel(world.comm, world.run_id ^ 1, *vectors)
         channel.send_records(rows + world.rank)
-        channel.send(Push(world.rank, 0, 1, 0, 0, 0, 0), flat.integers())
+        channel.send(Push(world.rank, 0, 1, 0, 0, 0, 0), flat.integers)
         while not channel.drained:
             channel.poll()
         with pytest.raises(RuntimeError, match="still under way"):
             channel._header_sent = False
-            channel.send(Push(world.rank, 0, 2, 0, 0, 0, 0), flat.integers())
+            channel.send(Push(world.rank, 0, 2, 0, 0, 0, 0), flat.integers)
         channel._header_sent = True
         barrier(world)
         channel.close()
@@ -343,7 +354,7 @@ def test_a_push_is_received_no_faster_than_it_is_taken(world: World) -> None:
         for number, chunk in enumerate(push.chunks):
             chunk.fill_(number + world.rank)
         channel = WorkerChannel(world.comm, world.run_id, pull, push)
-        channel.send(Push(world.rank, 0, 1, 0, 1, 1, 1), flat.integers())
+        channel.send(Push(world.rank, 0, 1, 0, 1, 1, 1), flat.integers)
         while not channel.drained:
             channel.poll()
         barrier(world)
@@ -361,7 +372,7 @@ def test_a_stop_needs_no_payload(world: World) -> None:
         channel = ServerChannel(world.comm, world.run_id, flat.layout, world.workers, COLUMNS)
         for worker in world.workers:
             channel.send_header(worker, message, flat.integers())
-        while not channel.drained:
+        while any(peer.sends for peer in channel.peers.values()):
             channel.poll()
         barrier(world)
         channel.close()
