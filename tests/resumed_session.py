@@ -1,15 +1,19 @@
 """A loop with everything that has a state of its own, for test_session_resume; every rank prints one JSON line.
 
 ``resumed_session.py FOLDER OPTIONS [SECONDS]``: options of the session as JSON, and how long a step lasts. The option
-``loop`` is the number of epochs, or a list of those of each worker.
+``loop`` is the number of epochs, or a list of those of each worker; ``hangs`` the worker that hangs when it saves its
+state; ``counts`` the number of values in an integer buffer.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +29,7 @@ EPOCHS = 6
 
 def main(folder: str, options: str, seconds: float = 0.0) -> None:
     given = json.loads(options)
+    hangs, counts = given.pop("hangs", None), given.pop("counts", 0)
     epochs, stateful = given.pop("loop", EPOCHS), given.pop("stateful", True)
     torch.manual_seed(3)
     np.random.seed(4)
@@ -32,13 +37,17 @@ def main(folder: str, options: str, seconds: float = 0.0) -> None:
     x = torch.randn(240, 6, generator=draw)
     data = TensorDataset(x, (x @ torch.randn(6, 3, generator=draw)).argmax(1))
     model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.ReLU(), nn.Linear(16, 3))
+    if counts:
+        model.register_buffer("counts", torch.arange(counts))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
     averaged = torch.optim.swa_utils.AveragedModel(model)
     loader = DataLoader(data, batch_size=8, shuffle=True)
     seen: list[int] = []
     taken = 0
-    own = {"scheduler": scheduler, "averaged": averaged} if stateful else {}
+    own: dict[str, Any] = {"scheduler": scheduler, "averaged": averaged} if stateful else {}
+    if hangs is not None and launcher_rank() == hangs:
+        scheduler.state_dict = lambda: os.kill(os.getpid(), signal.SIGSTOP)
     with hpcdml.Session(model, optimizer, output=folder, stateful=own, **given) as session:
         if isinstance(epochs, list):
             epochs = epochs[session.worker or 0]

@@ -19,6 +19,7 @@ import launch
 import under_way
 from hpcdml.emulation.cluster import Cluster
 from hpcdml.errors import PREEMPTED, HpcdmlError
+from hpcdml.mpi.spawning import place_on
 from hpcdml.storage.run_reader import RunReader
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
@@ -103,10 +104,12 @@ def test_two_of_four_workers_die_and_the_others_finish(policy: str, hpcdml_job: 
         assert done.returncode == 2 and "such a run cannot be repeated" in done.stderr
 
 
-@pytest.mark.parametrize("policy", ["losp", "bsp", "ssp"])
+@pytest.mark.parametrize("policy", ["losp", "bsp", "ssp", "asp", "asp in many chunks"])
 def test_a_worker_that_hangs_is_left_out_and_let_back_in(policy: str, tmp_path: Path) -> None:
-    options = ["--policy", policy, "--worker-timeout", "1", "--max-samples", "10000000", "--max-seconds", "9"]
-    with running(tmp_path, 4, *options) as run:
+    options = ["--policy", policy.split()[0], "--worker-timeout", "1", "--max-samples", "10000000"]
+    if "chunks" in policy:  # it hangs in the midst of an answer
+        options += ["--model", "mlp", "--model-args", "hidden=600,layers=2", "--chunk-kib", "32"]
+    with running(tmp_path, 4, *options, "--max-seconds", "9") as run:
         run.kill(2, signal.SIGSTOP)
         time.sleep(3)
         run.kill(2, signal.SIGCONT)
@@ -254,6 +257,25 @@ def test_a_new_process_takes_the_place_of_a_worker_that_died(policy: str, hpcdml
     assert len(late) > 20 and -0.5 < np.median(late) < 0.1
     assert accuracy(tmp_path) > 0.9
     assert hpcdml_job(1, "inspect", tmp_path / "run.h5").returncode == 0
+
+
+def test_a_new_process_takes_the_place_of_the_last_worker(tmp_path: Path) -> None:
+    options = ["--policy", "bsp", "--respawn", "1", "--min-workers", "1", "--max-samples", "10000000"]
+    with running(tmp_path, 2, *options, "--max-seconds", "15") as run:
+        run.kill(1)
+        status, out = run.end()
+    assert status == 0, out
+    assert kinds(tmp_path) == [(1, "lost"), (1, "back")], out
+    back = next(seconds for seconds, _, kind, _ in RunReader(tmp_path).events() if kind == "back")
+    assert (RunReader(tmp_path).table("rounds")["time"] > back).sum() > 20
+
+
+def test_a_new_process_takes_the_cores_and_the_device_of_the_one_that_died() -> None:
+    hosts = ["a", "a", "a", "b", "b"]
+    assert [place_on("a", 1, hosts, 8), place_on("a", 2, hosts, 8)] == [(0, 3), (1, 3)]
+    assert [place_on("b", 3, hosts, 8), place_on("b", 4, hosts, 8)] == [(0, 4), (1, 4)]
+    assert place_on("a", 4, hosts, 8) == (2, 2)  # another host than before
+    assert place_on("c", 4, hosts, 8) == (0, 8) and place_on("a", 1, hosts, 2) == (0, 1)
 
 
 def test_a_new_process_saves_its_model_too_when_the_server_dies(tmp_path: Path) -> None:

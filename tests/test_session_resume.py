@@ -19,6 +19,7 @@ import under_way
 from hpcdml.errors import PREEMPTED
 from hpcdml.session.batches import shard
 from hpcdml.session.places import Place, Places
+from hpcdml.storage.checkpoint import read_checkpoint
 from hpcdml.storage.checkpoint_folder import newest_valid
 from hpcdml.storage.run_reader import RunReader
 
@@ -149,6 +150,25 @@ def test_a_run_may_have_nothing_left_to_do_when_it_goes_on(_needs_mpirun: None, 
     assert status == PREEMPTED, out
     found = run(folder, max_seconds=1e-3)
     assert all(line["taken"] <= 2 for line in found) and len({line["digest"] for line in found}) == 1
+
+
+@pytest.mark.parametrize("policy", ["bsp", "losp"])
+def test_a_large_integer_buffer_keeps_no_rank_from_its_end(_needs_mpirun: None, tmp_path: Path, policy: str) -> None:
+    """What a rank that ends leaves unread must not need a receiver."""
+    options = {"policy": policy, "counts": 3000, "checkpoint_seconds": None, "checkpoint_rounds": 1, "loop": 1}
+    # Of 10 steps every third is followed by a mark, and so the last one: each worker has ended before it reads it.
+    done = launch.mpirun(4, *command(tmp_path / "run", options, 0.3), timeout=100)
+    assert done.returncode == 0 and len({line["digest"] for line in lines(done)}) == 1, done.stderr
+
+
+def test_a_worker_that_hangs_in_the_end_keeps_nobody_for_ever(_needs_mpirun: None, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = {"hangs": 2, "checkpoint_seconds": 1000.0, "loop": 2, "worker_timeout": 2.0, "policy": "losp"}
+    done = launch.mpirun(3, *command(folder, options), timeout=120)
+    assert done.returncode == 1 and "as nothing comes from 2 any more" in done.stderr, done.stderr
+    assert RunReader(folder).finished
+    checkpoint = read_checkpoint(newest_valid(folder / "checkpoints"), parameters=False)
+    assert sorted(checkpoint.workers) == [1] and checkpoint.server["ended"]
 
 
 def test_a_signal_after_one_of_the_loops_has_ended(_needs_mpirun: None, tmp_path: Path) -> None:

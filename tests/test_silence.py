@@ -173,3 +173,20 @@ def test_nobody_waits_for_a_worker_to_catch_up_that_was_away() -> None:
     # It may be so far ahead of the other one, and no further.
     assert 0 < cluster.server.clock[1] - before <= cluster.staleness + 1
     assert cluster.server.clock[2] == 1
+    # And so far the other one may be ahead of it, counted from where they were together.
+    ahead = cluster.workers[1].clock - before
+    for _ in range(60):
+        cluster.act(2)
+        cluster.deliver(2)
+    assert ahead < cluster.workers[2].clock <= ahead + cluster.staleness + 2
+
+
+def test_a_worker_that_hangs_after_its_last_push_is_waited_for_no_longer() -> None:
+    cluster = Cluster("losp", 2)
+    cluster.finish()
+    assert cluster.server.ending == {1, 2} and cluster.server.finished
+    cluster.leave_out(2)
+    assert cluster.server.ending == {1} and cluster.server.silent == {2} and cluster.server.finished
+    # It is not answered when the rest of what it has to send comes after all.
+    cluster.carry_out(cluster.server.spoke(2))
+    assert cluster.server.ending == {1, 2} and not cluster.server.silent and not cluster.back

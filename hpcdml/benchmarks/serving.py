@@ -52,8 +52,6 @@ class MemoryChannel:
         moved: as in ``ServerChannel``.
     """
 
-    drained = True
-
     def heard(self, worker: int) -> float:
         return math.inf
 

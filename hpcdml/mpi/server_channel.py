@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from hpcdml.mpi.peer import CHUNK, HEADER, KINDS, RECORDS, SEND, STATE, STATE_HE
 from hpcdml.mpi.tags import Tag
 from hpcdml.parameters import TORCH_DTYPE, Layout
 from hpcdml.protocol.messages import HEADER_BYTES, Global, Push, StrayMessage
+
+# Until the process ends: MPI may still look at them.
+_unread: list[object] = []
 
 
 class ServerChannel:
@@ -30,7 +33,6 @@ class ServerChannel:
         columns: columns of a block of step records.
 
     Attributes:
-        silent: workers that are waited for no longer.
         moved: whether the last poll completed anything, sends included: only then is there anything new to do.
     """
 
@@ -40,7 +42,6 @@ class ServerChannel:
         self.layout = layout
         self.columns = columns
         self.peers = {worker: Peer(comm, worker, worker, layout, columns) for worker in workers}
-        self.silent: Container[int] = ()
         self.moved = False
         self._events: list[Event] = []
         self._shapes = [(c.nbytes, TORCH_DTYPE[layout.segments[c.segment].wire_dtype]) for c in layout.chunks]
@@ -117,6 +118,10 @@ class ServerChannel:
         data = np.concatenate([np.frombuffer(message.pack(self.run_id), np.uint8), integers.view(np.uint8)])
         self._send(worker, Tag.HEADER, data, staged=False)
 
+    def send_word(self, worker: int, message: Global) -> None:
+        """Start sending a global message that is no more than its header; a worker that ends may leave it unread."""
+        self._send(worker, Tag.HEADER, np.frombuffer(message.pack(self.run_id), np.uint8), staged=False)
+
     def send_chunk(self, worker: int, data: np.ndarray) -> None:
         """Start sending a chunk (uint8) that does not change before the worker has received it."""
         self._send(worker, Tag.CHUNK, data, staged=False)
@@ -129,18 +134,17 @@ class ServerChannel:
         """Whether a buffer for a copy is free."""
         return self.peers[worker].staged < WINDOW
 
-    @property
-    def drained(self) -> bool:
-        """Whether everything that was handed over has left, but for what ``silent`` workers do not take."""
-        return not any(peer.sends for peer in self.peers.values() if peer.worker not in self.silent)
-
     def heard(self, worker: int) -> float:
         """When something of the worker's was last received, or sent to it: ``perf_counter`` seconds."""
         return self.peers[worker].heard
 
     def close(self) -> None:
-        """Cancel the receives that nothing will match any more and free all requests."""
+        """Cancel the receives that nothing will match any more and free all requests.
+
+        Call it when all workers have sent their last push: what they have not read by then is for nobody.
+        """
         for peer in self.peers.values():
+            _unread.append(peer.sends)
             peer.free()
         self.peers, self._order, self._requests, self._joined = {}, [], [], []
 

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,11 @@ def introduce(comm: MPI.Intercomm, world: World, rank: int, given: dict[str, Any
 
 
 def meet() -> tuple[World, World, dict[str, Any]]:
-    """In the new process: this rank as it is alone, the same with the way to the server, and what that has given."""
+    """In the new process: this rank as it is alone, the same with the way to the server, and what that has given.
+
+    Its number among the workers of its host, and the cores that it counts on, are as if it had been there from the
+    start, by the ``hosts`` of the ranks that the server has given.
+    """
     alone = join_world()
     parent = MPI.Comm.Get_parent()
     parent.Set_errhandler(MPI.ERRORS_RETURN)
@@ -64,11 +69,24 @@ def meet() -> tuple[World, World, dict[str, Any]]:
     rank, size, count = (int(value) for value in head)
     data = np.empty(count, np.uint8)
     wait(parent.Irecv(data, SERVER, Tag.STATE))
+    given: dict[str, Any] = json.loads(data.tobytes())
+    host = socket.gethostname()
+    number, share = place_on(host, rank, given["hosts"], alone.cores)
 
     def place(comm: MPI.Comm) -> World:
-        host = socket.gethostname()
-        return World(
-            comm, rank, size, alone.local_worker, alone.cores, alone.own_cpus, int(run[0]), host, beside_server=False
-        )
+        return World(comm, rank, size, number, share, alone.own_cpus, int(run[0]), host, beside_server=False)
 
-    return place(alone.comm), place(parent), json.loads(data.tobytes())
+    return place(alone.comm), place(parent), given
+
+
+def place_on(host: str, rank: int, hosts: Sequence[str], free: int) -> tuple[int, int]:
+    """The number of a new worker among those of its host, from 0, and its share of the host's ``free`` cores.
+
+    Args:
+        rank: whose place it takes, there or on another host.
+        hosts: host names of all ranks of the run, the server's first.
+    """
+    others = [other for other in range(1, len(hosts)) if hosts[other] == host and other != rank]
+    number = sum(other < rank for other in others) if hosts[rank] == host else len(others)
+    server = int(hosts[SERVER] == host)
+    return number, max(1, (free - server) // (len(others) + 1))

@@ -80,6 +80,16 @@ class Server:
         return self.active - self._unanswered - self._held
 
     @property
+    def ending(self) -> set[int]:
+        """Workers that have sent their last push, or have been told to as they were dropped."""
+        return self.live & self._final | self._dropped
+
+    @property
+    def leaving(self) -> set[int]:
+        """Workers that were dropped and have not sent their last push yet."""
+        return set(self._leaving)
+
+    @property
     def present(self) -> set[int]:
         """Workers that take part to the end: the live ones, and those that were dropped."""
         return self.live | self._dropped
@@ -134,7 +144,7 @@ class Server:
 
     @property
     def may_mark(self) -> bool:
-        """Whether a consistent state of all workers can be had now: none is lost or leaving, and no round is open."""
+        """Whether a consistent state of all live workers can be had now: no round is open, and none of them ends."""
         return self._open is None and not self.stopping and not self._final
 
     @property
@@ -240,7 +250,12 @@ class Server:
         """Something has come from a worker that was left out: if it waits for an answer, it is in the run again.
 
         Its push is given up, as the rounds have gone on: it goes on afresh from the present version, with the others.
+        One that had sent its last push is waited for again, and not answered.
         """
+        if worker in self.silent & self._final:
+            self.silent.discard(worker)
+            self.live.add(worker)
+            return []
         if worker not in self.silent & self._unanswered:
             return []
         self._returning.add(worker)
@@ -297,7 +312,8 @@ class Server:
             flags=(STOP if round_.stop else 0) | (AFRESH if self._is_afresh(worker) else 0),
             version=round_.version,
             answers=self._sequence[worker],
-            slowest=self._slowest(),
+            # By the worker's own count of local steps.
+            slowest=self._slowest() - self._lead.get(worker, 0),
             samples=round_.samples,
         )
 

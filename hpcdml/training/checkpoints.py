@@ -208,7 +208,7 @@ class Checkpoints:
         if self._copies is None:
             self._copies = _Copies(self.aggregator)
         for worker in self.machine.live:
-            self.channel.send_header(worker, self.machine.mark(worker), integers)
+            self.channel.send_word(worker, self.machine.mark(worker))
         return True
 
     def copy(self, round_: Round, chunk: int) -> None:
@@ -240,12 +240,21 @@ class Checkpoints:
             self._give_up(cut)
 
     def lost(self, worker: int) -> None:
-        """A worker is lost: a state that lacks its part is given up, and the next version is to be one."""
-        self._final.pop(worker, None)
+        """A worker is lost or silent: a state that lacks its part is given up, and the next version is to be one."""
         cut = self._cut
         spool = cut.spools.get(worker) if cut is not None else None
         if cut is not None and spool is not None and not self._whole({worker: spool}, {worker}):
             self._give_up(cut)
+
+    def joined(self, worker: int) -> None:
+        """A new process is in the place of a worker, and its blocks are counted anew."""
+        for spools in (self._final, self._cut.spools if self._cut is not None else {}):
+            if worker in spools:
+                # All that it says of the worker before had come when that was lost.
+                spools[worker].records = 0
+        gone = self._final.pop(worker, None)
+        if gone is not None:
+            gone.close()
 
     def _give_up(self, cut: _Cut) -> None:
         self._cut = None
@@ -264,7 +273,12 @@ class Checkpoints:
 
     def ended(self, workers: set[int]) -> bool:
         """Whether the workers, which have ended, have left all of their states behind."""
-        return self._cut is None and self._whole(self._final, workers)
+        return self._cut is None and all(map(self.has_left, workers))
+
+    def has_left(self, worker: int) -> bool:
+        """Whether a worker that has ended has left all of its state behind."""
+        spool = self._final.get(worker)
+        return spool is not None and self._whole({worker: spool}, {worker})
 
     def final(self, seconds: float, integers: np.ndarray, stopped: bool) -> None:
         """Write the state at the end of the run, in this thread; ``stopped``: what ends the run has come about."""
@@ -273,7 +287,8 @@ class Checkpoints:
             self._copies = _Copies(self.aggregator)
         for chunk in range(len(self.aggregator.layout.chunks)):
             self._copies.copy(chunk)
-        self._write(_Cut(self.machine.version, None, self.machine.state(), seconds, integers, self._final), ended=True)
+        spools = {worker: spool for worker, spool in self._final.items() if self.has_left(worker)}
+        self._write(_Cut(self.machine.version, None, self.machine.state(), seconds, integers, spools), ended=True)
 
     def check(self) -> None:
         """Raise what the thread raised.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-import numpy as np
-
 from hpcdml.errors import MachineError
 from hpcdml.mpi.server_channel import ServerChannel
 from hpcdml.protocol.chunks import ChunkSchedule
@@ -27,7 +25,9 @@ class Membership:
         tell: notes in the record and on the screen what happened to a worker, by rank, kind and text.
         preempt: ends the run after a checkpoint, for a reason.
         hosts: host name of every rank.
+        owes: whether anything is still to come from a worker that has sent its last push.
         replace: is told of a worker that has died.
+        pending: how many new processes are on their way to the run.
         least: fewer workers than that end the run.
         timeout: seconds of silence after which a worker is left out; None: it is waited for without end.
     """
@@ -41,7 +41,9 @@ class Membership:
         carry_out: Callable[[list[Action]], None],
         tell: Callable[[int, str, str], None],
         preempt: Callable[[str], None],
+        owes: Callable[[int], bool],
         replace: Callable[[int], None],
+        pending: Callable[[], int],
         hosts: Mapping[int, str],
         least: int,
         timeout: float | None,
@@ -53,17 +55,21 @@ class Membership:
         self.carry_out = carry_out
         self.tell = tell
         self.preempt = preempt
+        self.owes = owes
         self.replace = replace
+        self.pending = pending
         self.hosts = hosts
         self.least = least
         self.timeout = timeout
         self._asked = dict.fromkeys(machine.live, time.perf_counter())
+        # Whether new processes were on their way when workers were last counted: they may not have come.
+        self._counted_on = False
 
-    def lost(self, worker: int, integers: np.ndarray) -> None:
+    def lost(self, worker: int) -> None:
         """A worker has died: the rounds go on without it, and the others share its samples.
 
         Raises:
-            MachineError: no worker is left.
+            MachineError: no worker is left, and none is to come.
         """
         machine = self.machine
         if worker not in machine.present | machine.silent | machine.joining:
@@ -79,41 +85,50 @@ class Membership:
         where = f"on {self.hosts[worker]}, at version {machine.version}"
         self.tell(worker, "lost", f"{where}; {_workers(count)} left")
         self.replace(worker)
-        if not count and not ended:
+        if not count and not ended and not self._coming():
             raise MachineError(f"no worker is left; the last one was rank {worker} {where}")
-        self._go_on_without(worker, integers)
+        self._go_on_without(worker)
 
-    def dropped(self, worker: int, why: str, integers: np.ndarray) -> None:
+    def dropped(self, worker: int, why: str) -> None:
         """The machine has told a worker to stop: the others share its samples."""
         self.tell(worker, "dropped", why)
-        self._go_on_without(worker, integers)
+        self._go_on_without(worker)
 
-    def _go_on_without(self, worker: int, integers: np.ndarray) -> None:
-        self._announce(worker, integers)
-        machine = self.machine
-        count = len(machine.live)
-        if count < self.least and machine.active:
+    def _go_on_without(self, worker: int) -> None:
+        self._announce(worker)
+        self._enough()
+
+    def _enough(self) -> None:
+        count, coming = len(self.machine.live), self._coming()
+        self._counted_on = bool(coming)
+        if count + coming < self.least and self.machine.active:
             self.preempt(f"{_workers(count)} left, fewer than --min-workers {self.least}")
+
+    def _coming(self) -> int:
+        """How many new processes are to be workers."""
+        return self.pending() + len(self.machine.joining)
 
     def asked(self, workers: Iterable[int]) -> None:
         """All of a message has just been handed over for these workers: from now on it is their turn."""
         self._asked.update(dict.fromkeys(workers, time.perf_counter()))
 
-    def check(self, integers: np.ndarray) -> bool:
+    def check(self) -> bool:
         """Leave out the workers that have been silent for too long when it was their turn; return whether any was.
 
         Raises:
-            MachineError: no worker is left.
+            MachineError: no worker is left, and none is to come.
         """
+        if self._counted_on and not self._coming():
+            self._enough()
         if self.timeout is None:
             return False
         found = False
         now = time.perf_counter()
-        for worker in sorted(self.machine.active | self.machine.joining):
+        for worker in sorted(self.machine.active | self.machine.joining | self.machine.ending):
             since = max(self.channel.heard(worker), self._asked[worker])
             limit = max(self.timeout, JOIN_SECONDS) if worker in self.machine.joining else self.timeout
             if now - since > limit and self._its_turn(worker):
-                self._silent(worker, now - since, integers)
+                self._silent(worker, now - since)
                 found = True
         return found
 
@@ -122,41 +137,46 @@ class Membership:
         if worker in self.machine.silent:
             self.carry_out(self.machine.spoke(worker))
 
-    def back(self, worker: int, integers: np.ndarray) -> None:
+    def back(self, worker: int) -> None:
         """The machine has taken a worker in again that had been silent."""
         count = len(self.machine.live)
         self.tell(worker, "back", f"at version {self.machine.version}; {_workers(count)} in the run")
-        self._announce(worker, integers)
+        self._announce(worker)
 
-    def joined(self, worker: int, integers: np.ndarray) -> None:
+    def joined(self, worker: int) -> None:
         """A new process takes the place of a worker that has died; it is told which others are out of the run."""
         self._asked[worker] = time.perf_counter()
         self.machine.join(worker)
+        self.checkpoints.joined(worker)
         for other in sorted(set(self._asked) - self.machine.active - {worker}):
-            self.channel.send_header(worker, self.machine.membership(other), integers)
+            self.channel.send_word(worker, self.machine.membership(other))
 
     def _its_turn(self, worker: int) -> bool:
         if worker in self.machine.joining or self.schedule.coming(worker):
             return True
-        return worker in self.machine.awaited and not self.schedule.answering(worker)
+        if self.schedule.answering(worker):
+            # If it takes what it is sent, there is room for more before long.
+            return not self.channel.has_room(worker)
+        return worker in self.machine.awaited or (worker in self.machine.ending and self.owes(worker))
 
-    def _silent(self, worker: int, seconds: float, integers: np.ndarray) -> None:
+    def _silent(self, worker: int, seconds: float) -> None:
         machine = self.machine
+        ending = worker in machine.ending
         self.schedule.leave_out(worker)
         self.checkpoints.lost(worker)
         self.carry_out(machine.leave_out(worker))
         where = f"on {self.hosts[worker]}, at version {machine.version}"
         text = f"nothing has come from it for {seconds:.1f} s (--worker-timeout {self.timeout:g}); {where}"
         self.tell(worker, "silent", f"{text}; {_workers(len(machine.live))} left")
-        if not machine.live:
+        if not machine.live and not ending and not self._coming():
             raise MachineError(f"no worker is left; from rank {worker} {where}, {text}")
-        self._go_on_without(worker, integers)
+        self._go_on_without(worker)
 
-    def _announce(self, worker: int, integers: np.ndarray) -> None:
+    def _announce(self, worker: int) -> None:
         """Tell the others whether a worker is in the run."""
         machine = self.machine
         for other in sorted((machine.active | machine.silent | machine.joining) - {worker}):
-            self.channel.send_header(other, machine.membership(worker), integers)
+            self.channel.send_word(other, machine.membership(worker))
 
 
 def _workers(count: int) -> str:

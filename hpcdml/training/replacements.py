@@ -67,6 +67,12 @@ class Replacements:
         """Whether none is being started, or the one that is has taken too long."""
         return not self._wanted and not self._started and (self._thread is None or self._thread.idle or self._stuck)
 
+    @property
+    def pending(self) -> int:
+        """How many are on their way."""
+        starting = self._thread is not None and not self._thread.idle and not self._stuck
+        return len(self._wanted) + len(self._started) + starting
+
     def want(self, worker: int) -> None:
         """A worker has died: a process is to take its place, if there may be another one."""
         if self.left and spawning.may_spawn() and not self.machine.stopping:

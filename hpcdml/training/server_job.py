@@ -163,7 +163,7 @@ class ServerJob:
 
                 def joined(rank: int) -> None:
                     records[rank] = 0
-                    loop.membership.joined(rank, integers)
+                    loop.membership.joined(rank)
 
                 loop.replacements = Replacements(
                     machine,
@@ -219,7 +219,8 @@ class ServerJob:
             **{"version": machine.version, "seen": machine.samples, "pass": machine.samples / epoch if epoch else 0.0},
             **{"clock": max(steps, machine.clock[rank]), "samples": samples, "sequence": machine.sequence[rank]},
         }
-        return {"config": self.config.flat(), "part": part, "began": began, "epoch_samples": epoch}
+        hosts = [self.about[f"rank{rank}_host"] for rank in range(self.world.size)]
+        return {"config": self.config.flat(), "part": part, "began": began, "epoch_samples": epoch, "hosts": hosts}
 
     def _score(self, version: Version) -> float:
         begin = time.perf_counter()

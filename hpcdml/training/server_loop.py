@@ -124,7 +124,9 @@ class ServerLoop:
             self._carry_out,
             self._tell,
             self._preempt,
+            self._owes,
             lambda worker: self.replacements.want(worker) if self.replacements is not None else None,
+            lambda: self.replacements.pending if self.replacements is not None else 0,
             hosts,
             min_workers,
             worker_timeout,
@@ -145,7 +147,6 @@ class ServerLoop:
             ProtocolError, StrayMessage: a worker said something that no worker may say.
         """
         self._start = start
-        self.channel.silent = self.machine.silent
         backoff = Backoff()
         self._carry_out(self.machine.resume())
         if self.script is not None and self.script.stop == 0:
@@ -180,10 +181,18 @@ class ServerLoop:
             self.machine.finished
             and (self.replacements is None or self.replacements.idle)
             and self.schedule.idle
-            and self.channel.drained
             and self.checkpoints.idle
             and (not self.keep or self.checkpoints.ended(self.machine.live))
-            and all(self._blocks[w] >= due for w, due in self._blocks_due.items())
+            and all(self._blocks[w] >= due for w, due in self._blocks_due.items() if w not in self.machine.silent)
+        )
+
+    def _owes(self, worker: int) -> bool:
+        """Whether anything is still to come from a worker that has sent its last push."""
+        return (
+            worker in self.machine.leaving
+            or self.schedule.coming(worker)
+            or self._blocks[worker] < self._blocks_due.get(worker, 0)
+            or (self.keep and worker in self.machine.live and not self.checkpoints.has_left(worker))
         )
 
     def _take(self, event: Event) -> None:
@@ -195,6 +204,7 @@ class ServerLoop:
                 self._take_push(each)
         elif isinstance(event, StateArrived):
             self.checkpoints.arrived(event)
+            self.membership.heard(event.worker)
         elif isinstance(event, RecordsArrived):
             self._blocks[event.worker] += 1
             self.tally.add(event.worker, event.rows)
@@ -202,7 +212,7 @@ class ServerLoop:
             self.membership.heard(event.worker)
         elif isinstance(event, WorkerLost):
             self._blocks_due.pop(event.worker, None)
-            self.membership.lost(event.worker, self.integers)
+            self.membership.lost(event.worker)
             self._version_made()
 
     def _take_push(self, event: PushArrived) -> None:
@@ -247,12 +257,12 @@ class ServerLoop:
             elif isinstance(action, Seal):
                 self._seal(action.round)
             elif isinstance(action, Back):
-                self.membership.back(action.worker, self.integers)
+                self.membership.back(action.worker)
             elif isinstance(action, Refuse):
                 self._tell(action.push.worker, "refused", f"push {action.push.sequence}: {action.why}")
             elif isinstance(action, Drop):
                 text = f"{IN_A_ROW} updates in a row were refused; it is told to stop, and the others go on without it"
-                self.membership.dropped(action.worker, text, self.integers)
+                self.membership.dropped(action.worker, text)
 
     def _tell(self, worker: int, kind: str, text: str) -> None:
         """Note what happened to a worker; on the screen only the first time of each kind."""
@@ -287,7 +297,9 @@ class ServerLoop:
             self._operations[type(operation)](operation)
 
     def _has_room(self, round_: Round, chunk: int) -> bool:
-        return round_.settled or all(self.channel.has_room(worker) for worker in round_.recipients)
+        return round_.settled or all(
+            worker in self.machine.silent or self.channel.has_room(worker) for worker in round_.recipients
+        )
 
     def _add(self, operation: Add) -> None:
         if operation.alone:
@@ -322,9 +334,14 @@ class ServerLoop:
         if round_.stop:
             return
         data = self.aggregator.outgoing(chunk)
-        send = self.channel.send_chunk if round_.settled else self.channel.send_copy
         for worker in round_.recipients:
-            send(worker, data)
+            if round_.settled:
+                self.channel.send_chunk(worker, data)
+            elif self.channel.has_room(worker):
+                self.channel.send_copy(worker, data)
+            else:
+                # Nobody waits for one that is silent, and yet it is to find the message whole if it goes on.
+                self.channel.send_chunk(worker, data.copy())
 
     def _hash(self, round_: Round, chunk: int) -> None:
         found = xxhash.xxh3_64_intdigest(self.aggregator.x.chunk_bytes(chunk).data, seed=chunk)
@@ -363,7 +380,7 @@ class ServerLoop:
         self.checkpoints.work(self.seconds)
         if self.replacements is not None:
             self.replacements.work()
-        if self.membership.check(self.integers):
+        if self.membership.check():
             self._version_made()
             self._work()
         if self.signals.received is not None:
