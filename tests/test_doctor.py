@@ -13,7 +13,7 @@ import pytest
 
 from hpcdml.doctor import job, machine, software
 from hpcdml.doctor.finding import COLUMNS, LINES, OK, WARNING, WRONG, Finding, screen
-from hpcdml.mpi.installation import Launcher, Library, launched, launcher
+from hpcdml.mpi.installation import Launcher, Library, launcher
 from hpcdml.mpi.links import Speed
 
 SECONDS = 240.0  # others may use the machine
@@ -208,13 +208,6 @@ def test_links() -> None:
     assert job.measured(["a"] * 3) == [1, 2]
     many = job.measured([f"h{rank // 10}" for rank in range(1000)])
     assert len(many) == 32 == len(set(many)) and {1, 10, 20} <= set(many)
-
-
-def test_launchers_tell_their_ranks() -> None:
-    assert launched({}) is None
-    assert launched({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4", "SLURM_STEP_NUM_TASKS": "2"}) == (1, 4)
-    assert launched({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}) is None
-    assert launched({"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "3"}) == (2, 3)
 
 
 def test_everything_wrong_is_still_one_screen() -> None:

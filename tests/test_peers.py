@@ -17,7 +17,6 @@ import torch
 from hpcdml.benchmarks.launch import Site
 from hpcdml.benchmarks.peers import SIDES, PeerOptions, pace
 from hpcdml.benchmarks.peers.copies import Copies
-from hpcdml.benchmarks.peers.place import find_place
 from hpcdml.benchmarks.runs import run_peer, time_to
 from hpcdml.config import TrainConfig
 from hpcdml.errors import MachineError, UsageError
@@ -201,17 +200,6 @@ def test_a_wrong_option_takes_one_line(options: dict[str, Any], text: str) -> No
 def test_options_survive_the_command_line() -> None:
     options = PeerOptions("alone", {"lr": 0.3, "model_args": {"hidden": 8}}, meeting="a:1", warmup_steps=5)
     assert PeerOptions.from_json(options.to_json()) == options
-
-
-def test_the_place_comes_from_the_launcher() -> None:
-    open_mpi = {"PMIX_RANK": "1", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4"}
-    found = find_place(open_mpi | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"})
-    assert (found.rank, found.size, found.local) == (1, 4, 2)
-    slurm = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}
-    found = find_place(slurm)
-    assert (found.rank, found.size, found.local) == (3, 4, 2)
-    found = find_place({})
-    assert (found.rank, found.size, found.local) == (0, 1, 1)
 
 
 Exchange = Callable[[int, list[torch.nn.Module]], None]

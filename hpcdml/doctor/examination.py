@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import hpcdml
 from hpcdml.doctor import job, machine, software
 from hpcdml.doctor.finding import WRONG, Finding, screen, status
-from hpcdml.mpi.installation import launched, launcher
+from hpcdml.launcher import Launched, launched
+from hpcdml.mpi.installation import launcher
 
 if TYPE_CHECKING:
     from hpcdml.mpi.installation import Library
@@ -40,7 +41,7 @@ def examine(output: str, patience: float = PATIENCE_SECONDS) -> int:
     findings = [software.check_packages(versions)]
     finding, library = software.check_library(versions["mpi4py"])
     findings.append(finding)
-    speaks = started is None or started[0] == 0
+    speaks = started is None or started.rank == 0
     if speaks:
         findings.append(software.check_launcher(launcher(), library))
     if library is None:
@@ -57,7 +58,7 @@ def examine(output: str, patience: float = PATIENCE_SECONDS) -> int:
 
 
 def _job(
-    started: tuple[int, int] | None, library: Library, versions: dict[str, str], packages: Finding
+    started: Launched | None, library: Library, versions: dict[str, str], packages: Finding
 ) -> tuple[World, list[Finding]]:
     """What the ranks find out together; the findings are on rank 0."""
     from hpcdml.mpi import cores, links

@@ -9,6 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from hpcdml.doctor.finding import NONE, OK, WARNING, WRONG, Finding
+from hpcdml.launcher import Launched
 
 if TYPE_CHECKING:
     from hpcdml.mpi.links import Speed
@@ -31,16 +32,16 @@ class RankFacts:
     problem: str = ""
 
 
-def check_ranks(started: tuple[int, int] | None, size: int, hosts: Sequence[str]) -> Finding:
+def check_ranks(started: Launched | None, size: int, hosts: Sequence[str]) -> Finding:
     """Whether as many ranks see each other as were started.
 
     Args:
-        started: rank and number of ranks, as the launcher gave them.
+        started: what the launcher has told.
         size: ranks in MPI's world.
         hosts: host of each rank.
     """
-    if started is not None and started[1] != size:
-        text = f"{started[1]} ranks were started, but this one sees {size}: the launcher is not that of the library"
+    if started is not None and started.size != size:
+        text = f"{started.size} ranks were started, but this one sees {size}: the launcher is not that of the library"
         return Finding(WRONG, "ranks", text, "use the mpirun beside the library (above), or srun --mpi=pmix")
     if size == 1:
         return Finding(NONE, "ranks", "alone; mpirun -n 3 hpcdml doctor looks at ranks and links as well")

@@ -10,10 +10,10 @@ import os
 import subprocess
 import sys
 
+from hpcdml.launcher import JOB_VARIABLES
+
 SECONDS = 120.0
 """Longest time for the test, which starts Python, PyTorch and an MPI of one rank."""
-
-_LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_", "HYDRA_", "MPIEXEC_", "MV2_")
 
 _PROGRAM = """
 import sys
@@ -35,7 +35,7 @@ def why_not(device: int) -> str | None:
     Args:
         device: number of the GPU on this host.
     """
-    env = {name: value for name, value in os.environ.items() if not name.startswith(_LAUNCHERS)}
+    env = {name: value for name, value in os.environ.items() if not name.startswith(JOB_VARIABLES)}
     # Users' own settings of Open MPI are kept: they may be what makes it CUDA-aware.
     env |= {name: value for name, value in os.environ.items() if name.startswith("OMPI_MCA_")}
     command = [sys.executable, "-c", _PROGRAM, str(device)]

@@ -14,17 +14,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-_LAUNCHER_SECONDS = 20.0
-_JOB = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_", "HYDRA_", "MPIEXEC_", "MV2_")
+from hpcdml.launcher import JOB_VARIABLES
 
-# Variables with a rank and with the number of ranks, as launchers set them; Slurm's counts only in a step of several.
-_LAUNCHED = (
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("PMI_RANK", "PMI_SIZE"),
-    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
-    ("PMIX_RANK", "SLURM_STEP_NUM_TASKS"),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
-)
+_LAUNCHER_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -54,19 +46,6 @@ class Launcher:
     path: str
     vendor: str
     version: str
-
-
-def launched(env: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
-    """Rank and number of ranks as the launcher gave them; none: not started by one, or by one that does not tell.
-
-    To be asked before MPI starts: Open MPI sets these variables itself in a process that it believes to be alone.
-    """
-    for rank, size in _LAUNCHED:
-        if env.get(rank, "").isdigit() and env.get(size, "").isdigit():
-            if rank == "SLURM_PROCID" and int(env[size]) < 2:
-                continue  # a batch script and an interactive shell are steps of one task
-            return int(env[rank]), int(env[size])
-    return None
 
 
 def library() -> Library:
@@ -99,7 +78,7 @@ def launcher(name: str = "mpirun", env: Mapping[str, str] = os.environ) -> Launc
     path = shutil.which(name, path=env.get("PATH"))
     if path is None:
         return None
-    clean = {key: value for key, value in env.items() if not key.startswith(_JOB)}
+    clean = {key: value for key, value in env.items() if not key.startswith(JOB_VARIABLES)}
     text = ""
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 from hpcdml.benchmarks.peers.loop import Prepared, train
+from hpcdml.benchmarks.peers.meeting import join
 from hpcdml.benchmarks.peers.options import PeerOptions
-from hpcdml.benchmarks.peers.place import Place, find_place, join
 from hpcdml.errors import HpcdmlError, MachineError
+from hpcdml.launcher import ALONE, Launched, launched
 
 # What a rank waits before it tells of a failure: a lower rank that fails alike tells it first, and its exit ends all;
 # so does the exit of the neighbour that this rank has lost.
@@ -22,7 +23,7 @@ LOST_SECONDS = 4.0
 
 def main(text: str) -> int:
     """Train as the JSON object says; the exit status is 0 done, 1 failed, 2 wrong use."""
-    place = find_place()
+    place = launched() or ALONE
     try:
         options = PeerOptions.from_json(text)
         prepared = Prepared(options, place)
@@ -44,7 +45,7 @@ def _write(path: Path, text: str) -> None:
         raise MachineError(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from error
 
 
-def _tell(place: Place, text: str, status: int, grace: float) -> int:
+def _tell(place: Launched, text: str, status: int, grace: float) -> int:
     if place.rank or status == 1:
         time.sleep(grace)
     where = f" (rank {place.rank} on {socket.gethostname()})" if place.rank else ""

@@ -18,8 +18,8 @@ from hpcdml.benchmarks.peers.clock import Clock
 from hpcdml.benchmarks.peers.copies import Copies
 from hpcdml.benchmarks.peers.options import PeerOptions
 from hpcdml.benchmarks.peers.pace import Pace
-from hpcdml.benchmarks.peers.place import Place
 from hpcdml.benchmarks.peers.sides import Side, make_side
+from hpcdml.launcher import Launched
 from hpcdml.storage.parameters_file import write_state
 from hpcdml.training.bounds import sample_bound
 from hpcdml.training.data import default_loss, load_data
@@ -35,7 +35,7 @@ class Prepared:
         UsageError: a wrong option.
     """
 
-    def __init__(self, options: PeerOptions, place: Place) -> None:
+    def __init__(self, options: PeerOptions, place: Launched) -> None:
         self.options, self.place = options, place
         self.config = config = options.config()
         seed = config.run.seed
