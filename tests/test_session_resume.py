@@ -164,7 +164,7 @@ def test_a_large_integer_buffer_keeps_no_rank_from_its_end(_needs_mpirun: None, 
 def test_a_worker_that_hangs_in_the_end_keeps_nobody_for_ever(_needs_mpirun: None, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = {"hangs": 2, "checkpoint_seconds": 1000.0, "loop": 2, "worker_timeout": 2.0, "policy": "losp"}
-    done = launch.mpirun(3, *command(folder, options), timeout=120)
+    done = launch.mpirun(3, *command(folder, options), timeout=200)  # a minute of them for a loop that lasts longer
     assert done.returncode == 1 and "as nothing comes from 2 any more" in done.stderr, done.stderr
     assert RunReader(folder).finished
     checkpoint = read_checkpoint(newest_valid(folder / "checkpoints"), parameters=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import numpy as np
 import torch
@@ -106,6 +106,8 @@ class ServerChannel:
     def release(self, worker: int) -> None:
         """Give the slot of the oldest chunk back for another one to be received."""
         peer = self.peers[worker]
+        if not self.receives(worker):
+            peer.heard = time.perf_counter()  # from now on it is the worker's turn to send
         peer.released += 1
         try:
             peer.post()
@@ -128,22 +130,39 @@ class ServerChannel:
 
     def send_copy(self, worker: int, data: np.ndarray) -> None:
         """Start sending a copy of a chunk (uint8). Call it only where ``has_room``."""
-        self._send(worker, Tag.CHUNK, self.peers[worker].stage(data), staged=True)
+        peer = self.peers[worker]
+        if peer.dead:
+            return
+        if not peer.staged:
+            peer.heard = time.perf_counter()  # from now on it is the worker's turn to take them
+        self._send(worker, Tag.CHUNK, peer.stage(data), staged=True)
 
     def has_room(self, worker: int) -> bool:
         """Whether a buffer for a copy is free."""
         return self.peers[worker].staged < WINDOW
 
+    def receives(self, worker: int) -> bool:
+        """Whether the worker can send another chunk: a slot is free."""
+        return self.peers[worker].arrived < self.peers[worker].posted
+
     def heard(self, worker: int) -> float:
-        """When something of the worker's was last received, or sent to it: ``perf_counter`` seconds."""
+        """When something of the worker's was last received, or sent to it, or could be again after it had waited for
+        others: ``perf_counter`` seconds.
+        """
         return self.peers[worker].heard
 
-    def close(self) -> None:
+    def close(self, silent: Container[int] = ()) -> None:
         """Cancel the receives that nothing will match any more and free all requests.
 
         Call it when all workers have sent their last push: what they have not read by then is for nobody.
+
+        Args:
+            silent: workers that hang, perhaps in the midst of a message, whose receive MPI does not cancel then.
         """
         for peer in self.peers.values():
+            if peer.worker in silent:
+                _unread.append(peer)
+                continue
             _unread.append(peer.sends)
             peer.free()
         self.peers, self._order, self._requests, self._joined = {}, [], [], []

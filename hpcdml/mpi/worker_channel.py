@@ -218,6 +218,7 @@ class WorkerChannel:
         while self._message is None and self._receive_header.Test():
             message = Global.unpack(self._header_in.data, self.run_id)
             if message.mark or message.membership:
+                self.moves += 1
                 if message.mark:
                     self.mark = message
                 else:

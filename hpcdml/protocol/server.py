@@ -85,6 +85,11 @@ class Server:
         return self.live & self._final | self._dropped
 
     @property
+    def returning(self) -> set[int]:
+        """Workers that are let in, as they have come back or are new, when the open round has ended."""
+        return set(self._returning)
+
+    @property
     def leaving(self) -> set[int]:
         """Workers that were dropped and have not sent their last push yet."""
         return set(self._leaving)

@@ -163,7 +163,9 @@ class WorkerPart:
             self._compute()
             return
         self._stop()
-        if not self.loop.holds:
+        if self.loop.holds:
+            self.loop.push_out()
+        else:
             self._leave()
 
     def _compute(self) -> None:

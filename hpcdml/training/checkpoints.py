@@ -275,6 +275,11 @@ class Checkpoints:
         """Whether the workers, which have ended, have left all of their states behind."""
         return self._cut is None and all(map(self.has_left, workers))
 
+    def awaits(self, worker: int) -> bool:
+        """Whether the worker's part of a state that is being gathered has still to come."""
+        spools = self._cut.spools if self._cut is not None else {}
+        return worker in spools and not self._whole({worker: spools[worker]}, {worker})
+
     def has_left(self, worker: int) -> bool:
         """Whether a worker that has ended has left all of its state behind."""
         spool = self._final.get(worker)

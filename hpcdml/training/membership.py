@@ -16,6 +16,10 @@ JOIN_SECONDS = 120.0
 """A new process is given so long at least to set itself up."""
 
 
+STANDSTILL_SECONDS = 1.0
+"""So much later than usual the server looks after its workers only where it was stopped, or stuck, itself."""
+
+
 class Membership:
     """Takes workers out of the run that have died or keep silent, and back in those that speak again.
 
@@ -25,7 +29,8 @@ class Membership:
         tell: notes in the record and on the screen what happened to a worker, by rank, kind and text.
         preempt: ends the run after a checkpoint, for a reason.
         hosts: host name of every rank.
-        owes: whether anything is still to come from a worker that has sent its last push.
+        owes: for how many seconds a worker may be silent, at least, that has sent its last push, as something is still
+            to come from it; None: nothing is.
         replace: is told of a worker that has died.
         pending: how many new processes are on their way to the run.
         least: fewer workers than that end the run.
@@ -41,7 +46,7 @@ class Membership:
         carry_out: Callable[[list[Action]], None],
         tell: Callable[[int, str, str], None],
         preempt: Callable[[str], None],
-        owes: Callable[[int], bool],
+        owes: Callable[[int], float | None],
         replace: Callable[[int], None],
         pending: Callable[[], int],
         hosts: Mapping[int, str],
@@ -62,6 +67,7 @@ class Membership:
         self.least = least
         self.timeout = timeout
         self._asked = dict.fromkeys(machine.live, time.perf_counter())
+        self._looked = self._told = time.perf_counter()
         # Whether new processes were on their way when workers were last counted: they may not have come.
         self._counted_on = False
 
@@ -106,7 +112,7 @@ class Membership:
 
     def _coming(self) -> int:
         """How many new processes are to be workers."""
-        return self.pending() + len(self.machine.joining)
+        return self.pending() + len(self.machine.joining | self.machine.returning)
 
     def asked(self, workers: Iterable[int]) -> None:
         """All of a message has just been handed over for these workers: from now on it is their turn."""
@@ -124,13 +130,30 @@ class Membership:
             return False
         found = False
         now = time.perf_counter()
+        self._stood_still(now - self._looked)
+        self._looked = now
         for worker in sorted(self.machine.active | self.machine.joining | self.machine.ending):
-            since = max(self.channel.heard(worker), self._asked[worker])
-            limit = max(self.timeout, JOIN_SECONDS) if worker in self.machine.joining else self.timeout
-            if now - since > limit and self._its_turn(worker):
-                self._silent(worker, now - since)
-                found = True
+            since = self._since(worker)
+            if now - since > self.timeout:
+                limit = self._limit(worker)
+                if limit is not None and now - since > limit:
+                    self._silent(worker, now - since)
+                    found = True
+        if now - self._told > self.timeout:
+            self._told = now
+            for worker in sorted(self.machine.active - self.machine.awaited):
+                # Some wait for others, perhaps for long: they must not think that the server hangs.
+                self.channel.send_word(worker, self.machine.membership(worker))
         return found
+
+    def _since(self, worker: int) -> float:
+        return max(self.channel.heard(worker), self._asked[worker])
+
+    def _stood_still(self, seconds: float) -> None:
+        """So long ago was the last look: where this process itself was stopped, the workers' silence is not theirs."""
+        if seconds > STANDSTILL_SECONDS:
+            for worker in self._asked:
+                self._asked[worker] = self._since(worker) + seconds
 
     def heard(self, worker: int) -> None:
         """Something has come from a worker."""
@@ -151,13 +174,23 @@ class Membership:
         for other in sorted(set(self._asked) - self.machine.active - {worker}):
             self.channel.send_word(worker, self.machine.membership(other))
 
-    def _its_turn(self, worker: int) -> bool:
-        if worker in self.machine.joining or self.schedule.coming(worker):
-            return True
-        if self.schedule.answering(worker):
-            # If it takes what it is sent, there is room for more before long.
-            return not self.channel.has_room(worker)
-        return worker in self.machine.awaited or (worker in self.machine.ending and self.owes(worker))
+    def _limit(self, worker: int) -> float | None:
+        """For how long a worker may be silent; None: without end, as it is not its turn."""
+        timeout = self.timeout or 0.0
+        if worker in self.machine.joining:
+            return max(timeout, JOIN_SECONDS)
+        answering = self.schedule.answering(worker)
+        if answering and not self.channel.has_room(worker):
+            return timeout  # if it took what it is sent, there would be room for more before long
+        if self.schedule.coming(worker):
+            # Where no slot is free, it waits for the chunks of others.
+            return timeout if self.channel.receives(worker) else None
+        if answering:
+            return None
+        if worker in self.machine.ending:
+            least = self.owes(worker)
+            return None if least is None else max(timeout, least)
+        return timeout if worker in self.machine.awaited else None
 
     def _silent(self, worker: int, seconds: float) -> None:
         machine = self.machine

@@ -195,7 +195,7 @@ class ServerJob:
             writer.event(seconds, 0, resources.EVENT, used.text())
             writer.write_parameters(state_arrays(flat.model), seconds)
         self.joined = channel.joined
-        channel.close()
+        channel.close(machine.silent)
         if not machine.live:
             print("hpcdml: no worker is left; the result is what there was before", file=sys.stderr, flush=True)
             return 1

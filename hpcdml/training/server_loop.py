@@ -41,6 +41,10 @@ PROGRESS_SECONDS = 0.1
 LOOK_SECONDS = 0.01
 """Seconds between two looks at what is not the workers' business."""
 
+END_SECONDS = 60.0
+"""The state at its end a worker may send so much later than its last push, at least: a loop of one's own may do other
+things after its last step."""
+
 # A launcher that ends all ranks, as one of them has failed, sends this one a signal first and kills it a second later:
 # only a run that lives on is ending early.
 _SAID_SECONDS = 2.0
@@ -182,18 +186,21 @@ class ServerLoop:
             and (self.replacements is None or self.replacements.idle)
             and self.schedule.idle
             and self.checkpoints.idle
-            and (not self.keep or self.checkpoints.ended(self.machine.live))
+            and (not self.keep or self.checkpoints.ended(self.machine.present))
             and all(self._blocks[w] >= due for w, due in self._blocks_due.items() if w not in self.machine.silent)
         )
 
-    def _owes(self, worker: int) -> bool:
-        """Whether anything is still to come from a worker that has sent its last push."""
-        return (
+    def _owes(self, worker: int) -> float | None:
+        """For how long a worker may be silent that is ending and has nothing to send but what belongs to its end; None:
+        it has sent all of it.
+        """
+        if (
             worker in self.machine.leaving
-            or self.schedule.coming(worker)
             or self._blocks[worker] < self._blocks_due.get(worker, 0)
-            or (self.keep and worker in self.machine.live and not self.checkpoints.has_left(worker))
-        )
+            or self.checkpoints.awaits(worker)
+        ):
+            return 0.0
+        return END_SECONDS if self.keep and not self.checkpoints.has_left(worker) else None
 
     def _take(self, event: Event) -> None:
         if isinstance(event, ChunkArrived):

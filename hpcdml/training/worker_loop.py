@@ -158,6 +158,13 @@ class WorkerLoop:
                 self._handlers[type(action)](action)
         return False
 
+    def push_out(self) -> None:
+        """After the last step, where more of the loop's body is to come: wait until the last push has left."""
+        backoff = Backoff()
+        while not self.channel.push_free:
+            self.channel.poll()
+            backoff.wait()
+
     def finish(self) -> None:
         """After the last step: wait until everything has left."""
         self.passed()
