@@ -241,17 +241,14 @@ class Checkpoints:
 
     def lost(self, worker: int) -> None:
         """A worker is lost or silent: a state that lacks its part is given up, and the next version is to be one."""
-        cut = self._cut
-        spool = cut.spools.get(worker) if cut is not None else None
-        if cut is not None and spool is not None and not self._whole({worker: spool}, {worker}):
-            self._give_up(cut)
+        if self._cut is not None and self.awaits(worker):
+            self._give_up(self._cut)
 
     def joined(self, worker: int) -> None:
         """A new process is in the place of a worker, and its blocks are counted anew."""
-        for spools in (self._final, self._cut.spools if self._cut is not None else {}):
-            if worker in spools:
-                # All that it says of the worker before had come when that was lost.
-                spools[worker].records = 0
+        if self._cut is not None and worker in self._cut.spools:
+            # All blocks that it speaks of had come when the worker was lost.
+            self._cut.spools[worker].records = 0
         gone = self._final.pop(worker, None)
         if gone is not None:
             gone.close()
@@ -265,7 +262,12 @@ class Checkpoints:
     def work(self, seconds: float) -> None:
         """Hand a checkpoint over to the thread when all of it is there."""
         cut = self._cut
-        if cut is not None and cut.whole and self._thread.idle and self._whole(cut.spools, set(cut.spools)):
+        if (
+            cut is not None
+            and cut.whole
+            and self._thread.idle
+            and all(self._whole(*item) for item in cut.spools.items())
+        ):
             self._cut = None
             # Where the time of a run that goes on begins again: later than any step that is in it.
             cut.seconds = seconds
@@ -277,13 +279,13 @@ class Checkpoints:
 
     def awaits(self, worker: int) -> bool:
         """Whether the worker's part of a state that is being gathered has still to come."""
-        spools = self._cut.spools if self._cut is not None else {}
-        return worker in spools and not self._whole({worker: spools[worker]}, {worker})
+        spool = self._cut.spools.get(worker) if self._cut is not None else None
+        return spool is not None and not self._whole(worker, spool)
 
     def has_left(self, worker: int) -> bool:
         """Whether a worker that has ended has left all of its state behind."""
         spool = self._final.get(worker)
-        return spool is not None and self._whole({worker: spool}, {worker})
+        return spool is not None and self._whole(worker, spool)
 
     def final(self, seconds: float, integers: np.ndarray, stopped: bool) -> None:
         """Write the state at the end of the run, in this thread; ``stopped``: what ends the run has come about."""
@@ -307,10 +309,8 @@ class Checkpoints:
         """Wait for what is being written; raises as ``check`` does."""
         self._thread.finish()
 
-    def _whole(self, spools: Mapping[int, _Spool], workers: set[int]) -> bool:
-        return workers <= set(spools) and all(
-            spool.received == spool.total and self.records[worker] >= spool.records for worker, spool in spools.items()
-        )
+    def _whole(self, worker: int, spool: _Spool) -> bool:
+        return spool.received == spool.total and self.records[worker] >= spool.records
 
     def _write(self, cut: _Cut, ended: bool) -> None:
         # The record first: a checkpoint must not know of steps that it lacks.

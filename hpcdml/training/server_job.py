@@ -219,7 +219,7 @@ class ServerJob:
             **{"version": machine.version, "seen": machine.samples, "pass": machine.samples / epoch if epoch else 0.0},
             **{"clock": max(steps, machine.clock[rank]), "samples": samples, "sequence": machine.sequence[rank]},
         }
-        hosts = [self.about[f"rank{rank}_host"] for rank in range(self.world.size)]
+        hosts = list(loop.membership.hosts.values())
         return {"config": self.config.flat(), "part": part, "began": began, "epoch_samples": epoch, "hosts": hosts}
 
     def _score(self, version: Version) -> float:

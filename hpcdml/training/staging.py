@@ -86,54 +86,6 @@ class _Fetched:
         return self._host if self._event is not None and self._event.query() else None
 
 
-class _Extras:
-    """What goes with the vectors of a model on another device: an update's norm, and the integer buffers both ways.
-
-    The model's stream is never waited for: what it has computed is fetched when it has come so far, and what it is to
-    read is copied by the queue's stream.
-    """
-
-    def __init__(self, layout: Layout, device: torch.device, queue: CopyQueue, pinned: bool) -> None:
-        def host(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-            return torch.zeros(shape, dtype=dtype, pin_memory=pinned)
-
-        self.queue = queue
-        self._norm = _Fetched(host(dtype=torch.float64))
-        self._mine = _Fetched(host(layout.integers, dtype=torch.int64))
-        self._theirs = host(layout.integers, dtype=torch.int64)
-        self._theirs_there = torch.zeros(layout.integers, dtype=torch.int64, device=device)
-        self._copied: Event | None = None
-
-    def fetch_norm(self, norm: torch.Tensor) -> None:
-        self._norm.fetch(norm, self.queue)
-
-    @property
-    def norm(self) -> float | None:
-        value = self._norm.value
-        return None if value is None else float(value)
-
-    def take(self, flat: FlatModel) -> None:
-        if flat.layout.integers:
-            mine = flat.counted()
-            self.queue.after_model()
-            self._mine.fetch(mine, self.queue)
-
-    @property
-    def integers(self) -> np.ndarray | None:
-        value = self._mine.value if len(self._theirs) else self._theirs
-        return None if value is None else value.numpy()
-
-    def raise_(self, flat: FlatModel, values: np.ndarray) -> None:
-        while self._copied is not None and not self._copied.query():
-            time.sleep(0)  # never, but for a device that is a round behind
-        self._theirs.numpy()[:] = values
-        self.queue.after_model()
-        self.queue.copy(self._theirs_there, self._theirs)
-        self._copied = self.queue.event()
-        self.queue.before_model()
-        flat.raise_integers(self._theirs_there)
-
-
 class Staging:
     """A model on the CPU: the vectors of the model are those of MPI.
 
@@ -191,7 +143,56 @@ class Staging:
         return True
 
 
-class DeviceStaging(Staging):
+class _QueuedStaging(Staging):
+    """A model on another device: what goes with its vectors, an update's norm and the integer buffers both ways.
+
+    The model's stream is never waited for: what it has computed is fetched when it has come so far, and what it is to
+    read is copied by the queue's stream.
+    """
+
+    def __init__(self, layout: Layout, device: torch.device, queue: CopyQueue, pinned: bool) -> None:
+        def host(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, pin_memory=pinned)
+
+        self.queue = queue
+        self._norm_there = _Fetched(host(dtype=torch.float64))
+        self._mine = _Fetched(host(layout.integers, dtype=torch.int64))
+        self._theirs = host(layout.integers, dtype=torch.int64)
+        self._theirs_there = torch.zeros(layout.integers, dtype=torch.int64, device=device)
+        self._copied: Event | None = None
+
+    def written(self, norm: torch.Tensor) -> None:
+        self.queue.after_model()
+        self._norm_there.fetch(norm, self.queue)
+
+    @property
+    def norm(self) -> float | None:
+        value = self._norm_there.value
+        return None if value is None else float(value)
+
+    def take_integers(self, flat: FlatModel) -> None:
+        if flat.layout.integers:
+            mine = flat.counted()
+            self.queue.after_model()
+            self._mine.fetch(mine, self.queue)
+
+    @property
+    def integers(self) -> np.ndarray | None:
+        value = self._mine.value if len(self._theirs) else self._theirs
+        return None if value is None else value.numpy()
+
+    def raise_integers(self, flat: FlatModel, values: np.ndarray) -> None:
+        while self._copied is not None and not self._copied.query():
+            time.sleep(0)  # never, but for a device that is a round behind
+        self._theirs.numpy()[:] = values
+        self.queue.after_model()
+        self.queue.copy(self._theirs_there, self._theirs)
+        self._copied = self.queue.event()
+        self.queue.before_model()
+        flat.raise_integers(self._theirs_there)
+
+
+class DeviceStaging(_QueuedStaging):
     """A model on another device, whose memory MPI does not read.
 
     Args:
@@ -202,33 +203,17 @@ class DeviceStaging(Staging):
     """
 
     def __init__(self, layout: Layout, device: torch.device, queue: CopyQueue, pinned: bool = True) -> None:
+        super().__init__(layout, device, queue, pinned)
         self.update = WireVector(layout, device=device)
         self.globals = WireVector(layout, device=device)
         self.push = WireVector(layout, pinned=pinned)
         self.pull = WireVector(layout, pinned=pinned)
-        self.queue = queue
         self._written: list[Event] = []
         self._ready = 0
         self._landed: Event | None = None
-        self._extras = _Extras(layout, device, queue, pinned)
-
-    @property
-    def norm(self) -> float | None:
-        return self._extras.norm
-
-    def take_integers(self, flat: FlatModel) -> None:
-        self._extras.take(flat)
-
-    @property
-    def integers(self) -> np.ndarray | None:
-        return self._extras.integers
-
-    def raise_integers(self, flat: FlatModel, values: np.ndarray) -> None:
-        self._extras.raise_(flat, values)
 
     def written(self, norm: torch.Tensor) -> None:
-        self.queue.after_model()
-        self._extras.fetch_norm(norm)
+        super().written(norm)
         self._written.clear()
         self._ready = 0
         for target, source in zip(self.push.chunks, self.update.chunks, strict=True):
@@ -255,40 +240,24 @@ class DeviceStaging(Staging):
         return self._landed is None or self._landed.query()
 
 
-class DirectStaging(Staging):
+class DirectStaging(_QueuedStaging):
     """A model on a GPU whose memory MPI reads and writes: nothing is copied, but MPI must not be too early.
 
     Args:
         layout: layout of the vectors.
         device: the model's device.
-        queue: gives the events; it copies nothing but the update's norm.
+        queue: gives the events; it copies nothing but the norm and the integer buffers.
     """
 
     def __init__(self, layout: Layout, device: torch.device, queue: CopyQueue) -> None:
+        super().__init__(layout, device, queue, pinned=device.type == "cuda")
         self.push = self.update = WireVector(layout, device=device)
         self.pull = self.globals = WireVector(layout, device=device)
-        self.queue = queue
         self._written: Event | None = None
         self._read: Event | None = None
-        self._extras = _Extras(layout, device, queue, pinned=device.type == "cuda")
-
-    @property
-    def norm(self) -> float | None:
-        return self._extras.norm
-
-    def take_integers(self, flat: FlatModel) -> None:
-        self._extras.take(flat)
-
-    @property
-    def integers(self) -> np.ndarray | None:
-        return self._extras.integers
-
-    def raise_integers(self, flat: FlatModel, values: np.ndarray) -> None:
-        self._extras.raise_(flat, values)
 
     def written(self, norm: torch.Tensor) -> None:
-        self.queue.after_model()
-        self._extras.fetch_norm(norm)
+        super().written(norm)
         self._written = self.queue.event()
 
     def ready(self, chunk: int) -> bool:
